@@ -151,9 +151,7 @@ class Trial(BaseModel):
         if self.network is Network.RESNET and (self.depth < 8 or (self.depth - 2) % 6):
             below = max(8, self.depth - (self.depth - 2) % 6)
             legal = [below] if below >= self.depth else [below, below + 6]
-            raise ValueError(
-                f"depth {self.depth}: a CIFAR ResNet has 6n+2 layers; try {' or '.join(map(str, legal))}"
-            )
+            raise ValueError(f"depth {self.depth}: a CIFAR ResNet has 6n+2 layers; try {' or '.join(map(str, legal))}")
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(
                 f"epochs {self.epochs}, steps {self.steps}: training ends after one or the other; "
@@ -166,7 +164,9 @@ class Trial(BaseModel):
                 f"{self.validation} are held out; try {left} or fewer"
             )
         if self.batch % self.norm_batch:
-            best = min((d for d in range(1, self.batch + 1) if self.batch % d == 0), key=lambda d: abs(d - self.norm_batch))
+            best = min(
+                (d for d in range(1, self.batch + 1) if self.batch % d == 0), key=lambda d: abs(d - self.norm_batch)
+            )
             raise ValueError(f"norm_batch {self.norm_batch}: must divide batch {self.batch}; try {best}")
         if self.norm_batch == 1 and self.last_side == 1:
             raise ValueError(
@@ -213,6 +213,16 @@ class Trial(BaseModel):
         """`CIFAR-10 (JPEG)`: to stand beside every number measured on it."""
         return self.data.facts.title + (" (JPEG)" if self.pixels is Pixels.JPEG else "")
 
+    # --- randomness: a function of (trial, step) -------------------------------------------------
+
+    def seed_for(self, purpose: str) -> int:
+        """63 bits for one purpose, such as `weight/blocks.3.conv1` or `order/17`.
+
+        Only `seed` and the purpose count: trials that differ in learning rate start from the same
+        weights and see the same batches, and no tensor's draw depends on which others are drawn.
+        """
+        return seed_for(self.seed, purpose)
+
     # --- identity -------------------------------------------------------------------------------
 
     def canonical(self) -> str:
@@ -250,6 +260,11 @@ class Trial(BaseModel):
         return cls(**{name: parse(cls, name, value) for name, value in known.items()})
 
 
+def seed_for(seed: int, purpose: str) -> int:
+    """63 bits of SHA-256: the same on every machine and in every version."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:8], "big") >> 1
+
+
 def parse(trial: type[Trial], name: str, value: Any) -> Any:
     """A field's value from text or JSON: `bn` to `Trainable.BN`, `0.1` to a float, a list to a tuple.
 
@@ -277,9 +292,9 @@ def parse(trial: type[Trial], name: str, value: Any) -> Any:
 
 
 def near(name: str, names: list[str]) -> str:
-    """`; did you mean lr?`, or nothing."""
+    """How a complaint about a name ends: `; did you mean lr?`, or a full stop."""
     close = get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
+    return f"; did you mean {close[0]}?" if close else "."
 
 
 def _refusal(trial: type[Trial], error: Any) -> str:
@@ -292,20 +307,20 @@ def _refusal(trial: type[Trial], error: Any) -> str:
     fields = list(trial.model_fields)
     match kind:
         case "extra_forbidden":
-            return f"{name}: no such field{near(name, fields)} The fields are {', '.join(fields)}"
+            return f"{name}: no such field{near(name, fields)} The fields of a trial: {', '.join(fields)}"
         case "missing":
             return f"{name}: missing; a trial has no defaults, so a recipe or an axis must set it"
         case "enum" | "is_instance_of":
             members = [str(m) for m in trial.model_fields[name].annotation]  # type: ignore[union-attr]
             return f"{said}: must be one of {', '.join(members)}{near(str(value), members)}"
         case "greater_than":
-            return f"{said}: must be greater than {context['gt']}"
+            return f"{said}: must be greater than {context['gt']:g}"
         case "greater_than_equal":
-            return f"{said}: must be at least {context['ge']}; try {context['ge']}"
+            return f"{said}: must be at least {context['%s']:g}; try {context['%s']:g}"
         case "less_than":
-            return f"{said}: must be less than {context['lt']}"
+            return f"{said}: must be less than {context['lt']:g}"
         case "less_than_equal":
-            return f"{said}: must be at most {context['le']}; try {context['le']}"
+            return f"{said}: must be at most {context['%s']:g}; try {context['%s']:g}"
         case "finite_number":
             return f"{said}: must be a finite number"
         case _ if isinstance(value, str):

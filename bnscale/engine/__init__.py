@@ -51,10 +51,18 @@ class Engine(Protocol):
         """What the leading worker says, on every worker."""
         ...
 
+    def statistics(self) -> dict[str, Tensor]:
+        """Copies of the network's buffers as one worker with the whole batch would have them."""
+        ...
+
     def save(self, step: int, facts: dict[str, Any]) -> None:
         """A checkpoint after `step` updates, whole or absent; the last two are kept."""
         ...
 
     def restore(self) -> tuple[int, dict[str, Any]]:
         """Load the newest whole checkpoint: its step and facts, or (0, {}) where there is none."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what the engine holds outside of its tensors; the gang stays."""
         ...

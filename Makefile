@@ -1,0 +1,74 @@
+# `make study` and `make test` need Python 3.11 or newer, make, and nothing else: everything is installed
+# into .venv from requirements.lock, hash by hash, and again only when the lock or pyproject.toml changes.
+
+# Which Python makes .venv, and what is handed on to the command: make study ARGS="--set depth=8".
+PYTHON =
+ARGS =
+
+bin = .venv/bin
+# DeepSpeed comes as source; its C++ operations are not ours to use, so nothing is compiled.
+export DS_BUILD_OPS = 0
+
+help:
+	@echo 'make study   train the BN-only depth study, laptop preset, and report   (ARGS="--set depth=8,14")'
+	@echo 'make test    run the tests                                              (ARGS="-k store")'
+	@echo 'make check   lint, format, types, and which module may import which'
+	@echo 'make bench   speed against a plain PyTorch loop, and overhead a trial'
+	@echo 'make lock    resolve requirements.lock anew from pyproject.toml         (ARGS="--upgrade")'
+	@echo 'make setup   only install                                               (PYTHON=python3.12)'
+	@echo 'make clean   remove .venv and caches; results/ stays'
+
+study: setup
+	$(bin)/python studies/frankle_depth.py $(ARGS)
+
+test: setup
+	$(bin)/python -m pytest $(ARGS)
+
+check: setup
+	$(bin)/ruff check
+	$(bin)/ruff format --check
+	$(bin)/mypy
+	$(bin)/lint-imports
+
+bench: setup
+	$(bin)/python benchmarks/step.py
+	$(bin)/python benchmarks/overhead.py
+
+lock: setup
+	$(bin)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+	    --no-emit-index-url --no-header --quiet --output-file requirements.lock $(ARGS)
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+setup: .venv/ready
+
+# A .venv without `ready` is one whose set-up was interrupted: it is made again from the start.
+.venv/ready: requirements.lock pyproject.toml
+	@test -e $@ || $(new_venv)
+	@rm -f $@
+	@echo 'setup: installing requirements.lock (about 5 GB, some minutes the first time)'
+	@$(bin)/uv pip sync --quiet --python $(bin)/python --require-hashes --build-constraints requirements.lock requirements.lock
+	@$(bin)/uv pip install --quiet --python $(bin)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# uv itself comes by plain pip, at the version and the hashes that the lock gives.
+define new_venv
+{ \
+	python=; \
+	for each in $(or $(PYTHON),python3 python3.13 python3.12 python3.11); do \
+	    if $$each -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$each; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	    echo 'setup: no $(or $(PYTHON),python3) of 3.11 or newer with its venv module; install one (Debian: apt install python3-venv) or name it: make PYTHON=/path/to/python3.12' >&2; \
+	    exit 1; \
+	fi; \
+	echo "setup: making .venv with $$($$python --version)"; \
+	$$python -m venv --clear .venv && \
+	awk '/^[^ #]/ { ours = /^uv==/ } ours' requirements.lock >.venv/uv.txt && \
+	$(bin)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement .venv/uv.txt; \
+}
+endef
+
+.PHONY: help study test check bench lock clean setup

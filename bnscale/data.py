@@ -1,0 +1,297 @@
+"""Data sets, decoded once to uint8 and resident on the device; a batch is a function of (trial, step).
+
+Legend: N images, C channels, H height, W width.
+
+Where the files are looked for, in this order, under the data folder:
+
+    <name>/train-*.parquet, <name>/test-*.parquet   images as the Hugging Face Hub serves them
+    what torchvision downloads                      cifar-10-batches-py, cifar-100-python, MNIST, FashionMNIST
+
+`digits` comes inside scikit-learn and needs no file.
+"""
+
+import io
+import os
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+from urllib.error import URLError
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torchvision.datasets as tv
+from filelock import FileLock
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+from bnscale.trial import Augmentation, Data, Pixels, Refusal, Trial, seed_for
+
+# Frankle's code normalises CIFAR with the statistics of ImageNet (open_lth, datasets/cifar10.py).
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_SD = (0.229, 0.224, 0.225)
+
+_TORCHVISION = {
+    Data.MNIST: (tv.MNIST, "MNIST/raw"),
+    Data.FASHION_MNIST: (tv.FashionMNIST, "FashionMNIST/raw"),
+    Data.CIFAR10: (tv.CIFAR10, "cifar-10-batches-py"),
+    Data.CIFAR100: (tv.CIFAR100, "cifar-100-python"),
+}
+
+
+class Pictures(NamedTuple):
+    """One part of a data set as it was stored."""
+
+    images_NHWC: np.ndarray  # uint8
+    labels_N: np.ndarray  # int64
+
+
+class Split(NamedTuple):
+    """One part of a data set on the device."""
+
+    images_NCHW: Tensor  # uint8
+    labels_N: Tensor  # int64
+
+
+class Loaded(NamedTuple):
+    """A data set on a device."""
+
+    train: Split
+    test: Split
+    mean_C: Tensor  # of a pixel in [0, 1], shaped (C, 1, 1)
+    sd_C: Tensor
+
+
+def default_folder() -> Path:
+    return Path(os.environ.get("BNSCALE_DATA") or Path.home() / ".cache" / "bnscale")
+
+
+def pixels(data: Data, folder: Path) -> Pixels:
+    """Whether what the folder holds is the original or went through JPEG; reads one image."""
+    for path in _hub_files(data, folder, "train")[:1]:
+        with pq.ParquetFile(path) as file:
+            first = next(file.iter_batches(batch_size=1))
+        jpeg = first.column(_image_column(first.schema, path)).field("bytes")[0].as_py()[:2] == b"\xff\xd8"
+        return Pixels.JPEG if jpeg else Pixels.ORIGINAL
+    return Pixels.ORIGINAL
+
+
+def prepare(trial: Trial, folder: Path) -> None:
+    """Make sure that a trial's data can be read here, downloading it if need be. Raises `Refusal`."""
+    _load(trial.data, folder, torch.device("cpu"))
+    _same_pixels(trial, folder)
+
+
+def _same_pixels(trial: Trial, folder: Path) -> None:
+    found = pixels(trial.data, folder)
+    if found is not trial.pixels:
+        raise Refusal(
+            f"pixels {trial.pixels}: {folder / trial.data} holds {found} images; "
+            f"point --data at a folder with {trial.pixels} ones, or set pixels={found}"
+        )
+
+
+class Resident:
+    """The images of one trial on one device: `batch` trains, `batches` are what probes read.
+
+    The validation images are the same for every trial of a data set, whatever its seed, so that
+    nuisance axes are chosen on one set of images that no trial trains on.
+    """
+
+    def __init__(self, trial: Trial, folder: Path, device: torch.device) -> None:
+        _same_pixels(trial, folder)
+        self.trial = trial
+        self.device = device
+        self._loaded = _load(trial.data, folder, device)
+        train, test = self._loaded.train, self._loaded.test
+        order = torch.randperm(len(train.labels_N), generator=_draws(0, f"validation/{trial.data}")).to(device)
+        held, kept = order[: trial.validation], order[trial.validation :]
+        self._kept = kept.sort().values  # the images that train
+        everything = torch.arange(len(test.labels_N), device=device)
+        # Evaluating on as many training images as there are test images makes the gap a fair one.
+        self._parts = {"train": (train, kept[: len(everything)].sort().values), "test": (test, everything)}
+        if trial.validation:
+            self._parts["validation"] = (train, held.sort().values)
+        self._epoch: tuple[int, Tensor, Tensor, Tensor] | None = None
+
+    @property
+    def parts(self) -> list[str]:
+        """train, test, and validation where images are held out."""
+        return list(self._parts)
+
+    def batch(self, step: int, share: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Float images and labels of the update from `step` to `step + 1`; `share` is a worker's part."""
+        epoch, place = divmod(step, self.trial.steps_per_epoch)
+        order_N, flip_N, shift_N2 = self._plan(epoch)
+        taken = slice(place * self.trial.batch, (place + 1) * self.trial.batch)
+        chosen_N = order_N[taken][share]
+        images_NCHW = self._loaded.train.images_NCHW[chosen_N]
+        if self.trial.augmentation is not Augmentation.NONE:
+            images_NCHW = shifted(images_NCHW, shift_N2[taken][share])
+        if self.trial.augmentation is Augmentation.FLIP_SHIFT:
+            images_NCHW = torch.where(flip_N[taken][share][:, None, None, None], images_NCHW.flip(3), images_NCHW)
+        return self._normalised(images_NCHW), self._loaded.train.labels_N[chosen_N]
+
+    def batches(self, part: str, size: int, share: slice = slice(None)) -> Iterator[tuple[Tensor, Tensor]]:
+        """A part in order and without augmentation; `share` takes every n-th batch for a worker of a gang."""
+        split, chosen = self._parts[part]
+        for start in range(0, len(chosen), size)[share]:
+            some = chosen[start : start + size]
+            yield self._normalised(split.images_NCHW[some]), split.labels_N[some]
+
+    def _normalised(self, images_NCHW: Tensor) -> Tensor:
+        """uint8 to float32 with the data set's mean 0 and standard deviation 1, channels last in memory."""
+        images_NCHW = images_NCHW.to(torch.float32, memory_format=torch.channels_last)
+        return images_NCHW.div_(255).sub_(self._loaded.mean_C).div_(self._loaded.sd_C)
+
+    def _plan(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Order, flips and shifts of one epoch, drawn at once on the CPU so that every device sees the same."""
+        if self._epoch is None or self._epoch[0] != epoch:
+            seed, n = self.trial.seed, len(self._kept)
+            reach = self.trial.data.facts.side // 8
+            order = torch.randperm(n, generator=_draws(seed, f"order/{epoch}"))
+            flips = torch.randint(2, (n,), generator=_draws(seed, f"flip/{epoch}")).bool()
+            shifts = torch.randint(2 * reach + 1, (n, 2), generator=_draws(seed, f"shift/{epoch}"))
+            self._epoch = (epoch, self._kept[order.to(self.device)], flips.to(self.device), shifts.to(self.device))
+        return self._epoch[1:]
+
+
+def shifted(images_NCHW: Tensor, shift_N2: Tensor) -> Tensor:
+    """Each image moved by its own (down, right) in [0, 2 * reach] less reach pixels, black outside.
+
+    The crop of a padded image, as torchvision's RandomCrop does, for all images at once.
+    """
+    side = images_NCHW.shape[-1]
+    reach = side // 8
+    padded = torch.nn.functional.pad(images_NCHW, (reach,) * 4)
+    windows = padded.unfold(2, side, 1).unfold(3, side, 1)  # (N, C, 2*reach+1, 2*reach+1, H, W), a view
+    each = torch.arange(len(images_NCHW), device=images_NCHW.device)
+    return windows[each, :, shift_N2[:, 0], shift_N2[:, 1]]
+
+
+def _draws(seed: int, purpose: str) -> torch.Generator:
+    return torch.Generator().manual_seed(seed_for(seed, purpose))
+
+
+# --- reading, once a process --------------------------------------------------------------------
+
+
+@lru_cache(maxsize=2)
+def _load(data: Data, folder: Path, device: torch.device) -> Loaded:
+    parts = _read(data, folder)
+    if data in (Data.CIFAR10, Data.CIFAR100):
+        mean, sd = IMAGENET_MEAN, IMAGENET_SD
+    else:
+        pixels_NHWC = parts[0].images_NHWC / 255.0
+        mean, sd = pixels_NHWC.mean((0, 1, 2)), pixels_NHWC.std((0, 1, 2))
+    train, test = (
+        Split(
+            torch.from_numpy(part.images_NHWC).permute(0, 3, 1, 2).contiguous().to(device),
+            torch.from_numpy(part.labels_N).to(device),
+        )
+        for part in parts
+    )
+    mean_C, sd_C = (torch.tensor(np.asarray(v), dtype=torch.float32, device=device)[:, None, None] for v in (mean, sd))
+    return Loaded(train, test, mean_C, sd_C)
+
+
+def _read(data: Data, folder: Path) -> tuple[Pictures, Pictures]:
+    """Training and test images, checked against what the data set is known to hold."""
+    if data is Data.DIGITS:
+        return _digits()
+    if not folder.is_dir() and folder.exists():
+        raise Refusal(f"data {folder}: is no folder; give --data a folder")
+    parts = _hub(data, folder) if _hub_files(data, folder, "train") else _torchvision(data, folder)
+    facts = data.facts
+    for name, part, count in zip(("train", "test"), parts, (facts.train, facts.test), strict=True):
+        shape = (count, facts.side, facts.side, facts.channels)
+        if part.images_NHWC.shape != shape or part.labels_N.shape != (count,) or part.labels_N.max() >= facts.classes:
+            raise Refusal(
+                f"data {folder}: its {name} part of {data} has images of shape {part.images_NHWC.shape} and labels up "
+                f"to {part.labels_N.max()}; {facts.title} has {shape} and {facts.classes} classes; fetch it again"
+            )
+    return parts
+
+
+def _digits() -> tuple[Pictures, Pictures]:
+    """1,437 training and 360 test images of 8x8 with 17 grey levels, scaled to 0..255."""
+    source = load_digits()
+    images_NHWC = np.round(source.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels_N = source.target.astype(np.int64)
+    split = train_test_split(images_NHWC, labels_N, test_size=Data.DIGITS.facts.test, stratify=labels_N, random_state=0)
+    return Pictures(split[0], split[2]), Pictures(split[1], split[3])
+
+
+def _hub_files(data: Data, folder: Path, part: str) -> list[Path]:
+    return sorted((folder / data).glob(f"{part}-*.parquet"))
+
+
+def _image_column(schema: pa.Schema, path: Path) -> str:
+    for field in schema:
+        if pa.types.is_struct(field.type) and "bytes" in {inner.name for inner in field.type}:
+            return field.name
+    raise Refusal(
+        f"data {path}: has no image column (struct with `bytes`), only {', '.join(schema.names)}; fetch it again"
+    )
+
+
+def _hub(data: Data, folder: Path) -> tuple[Pictures, Pictures]:
+    """Parquet with a column of encoded images (struct of bytes and path) and one of labels."""
+    mode = "RGB" if data.facts.channels == 3 else "L"
+    parts = []
+    for part in ("train", "test"):
+        images, labels = [], []
+        files = _hub_files(data, folder, part)
+        if not files:
+            raise Refusal(f"data {folder / data}: has train-*.parquet but no {part}-*.parquet; fetch the rest")
+        for path in files:
+            try:
+                table = pq.read_table(path)
+            except (OSError, pa.ArrowException) as error:
+                raise Refusal(f"data {path}: cannot be read as Parquet ({error}); fetch it again") from None
+            label = next((n for n in ("label", "fine_label", "labels") if n in table.column_names), None)
+            if label is None:
+                raise Refusal(f"data {path}: has no column label, only {', '.join(table.column_names)}; fetch it again")
+            encoded = table.column(_image_column(table.schema, path)).combine_chunks().field("bytes")
+            images += [np.asarray(Image.open(io.BytesIO(each.as_py())).convert(mode)) for each in encoded]
+            labels.append(table.column(label).to_numpy().astype(np.int64))
+        stacked = np.stack(images)
+        parts.append(Pictures(stacked if mode == "RGB" else stacked[..., None], np.concatenate(labels)))
+    return parts[0], parts[1]
+
+
+def _torchvision(data: Data, folder: Path) -> tuple[Pictures, Pictures]:
+    """torchvision's own files, downloaded by one process at a time and checked by torchvision's sums."""
+    kind, files = _TORCHVISION[data]
+    try:
+        return _opened(data, folder, download=False)
+    except RuntimeError:  # torchvision: not found or corrupted
+        pass
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f".{data}.lock"):
+            return _opened(data, folder, download=True)
+    except (URLError, RuntimeError, OSError) as error:
+        _missing(data, folder, files, error)
+
+
+def _opened(data: Data, folder: Path, download: bool) -> tuple[Pictures, Pictures]:  # noqa: FBT001 (torchvision's word)
+    kind, _ = _TORCHVISION[data]
+    parts = []
+    for train in (True, False):
+        source = kind(str(folder), train=train, download=download)
+        images = np.asarray(source.data)
+        parts.append(Pictures(images if images.ndim == 4 else images[..., None], np.asarray(source.targets, np.int64)))
+    return parts[0], parts[1]
+
+
+def _missing(data: Data, folder: Path, files: str, error: Exception) -> NoReturn:
+    raise Refusal(
+        f"data {data}: not found in {folder}, and it could not be downloaded ({error}). Looked for "
+        f"{folder / data}/train-*.parquet (Hugging Face Hub layout) and {folder / files} (torchvision's files); "
+        "put either there, or give --data a folder that has one, or use data=digits, which needs no files"
+    ) from None

@@ -1,0 +1,279 @@
+"""The engine of a gang: DeepSpeed, ZeRO 0 or 1, over gloo (CPU) or NCCL (GPU).
+
+The only `import deepspeed`, and that inside functions: it takes seconds, and one worker never pays them.
+DeepSpeed averages gradients, shards the momentum (ZeRO 1) and steps torch's own SGD. Its own mixed precision, its
+checkpoints and its launcher stay unused: see `objective`, `checkpoint` and `join`.
+"""
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from datetime import timedelta
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from bnscale.engine import Gang, checkpoint
+from bnscale.engine.objective import Objective
+from bnscale.networks import norm
+from bnscale.trial import Refusal, Trial
+
+# A worker may wait this long for the leading one, which measures alone.
+PATIENCE = timedelta(hours=1)
+
+_hosted: dict[int, dist.TCPStore] = {}  # by port: a store lives as long as the process that hosts it
+
+
+def host(address: str, workers: int) -> tuple[str, int]:
+    """Open the meeting place of a gang on the leading worker: its address and a free port, for everybody's `join`.
+
+    `address` is this machine's, as the other workers reach it. The store listens there and nowhere else,
+    on a port that the system chose: two gangs on one machine never collide.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, 0), family=family) as server:
+        port = server.getsockname()[1]
+        _hosted[port] = dist.TCPStore(
+            address,
+            port,
+            workers,
+            is_master=True,
+            timeout=PATIENCE,
+            wait_for_workers=False,
+            master_listen_fd=server.detach(),
+        )
+    return address, port
+
+
+def join(rank: int, workers: int, address: str, port: int, device: torch.device) -> Gang:
+    """Meet the other workers where the leading one is host. The process group is kept for all later trials.
+
+    Collective: returns when all have come.
+    """
+    assert not dist.is_initialized(), "this process already belongs to a gang"
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(device)
+    else:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ["LOCAL_RANK"] = str(device.index or 0)  # DeepSpeed picks its GPU by it
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface(address, port))
+
+    store = _hosted.get(port) if rank == 0 else None
+    if store is None:
+        store = dist.TCPStore(address, port, workers, is_master=False, timeout=PATIENCE)
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        store=store,
+        rank=rank,
+        world_size=workers,
+        timeout=PATIENCE,
+        device_id=device if on_gpu else None,
+    )
+
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # On a CPU DeepSpeed would now compile a shared-memory all-reduce: 38 s and a compiler, for inference only. Before
+    # that it looks into this table of what the machine can build, whose filling in itself runs compilers.
+    deepspeed.ops.__compatible_ops__ = {}
+    deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
+    return Gang(rank, workers, device)
+
+
+def leave() -> None:
+    """End the process group that `join` began. DeepSpeed's own call: torch's would break its next gang."""
+    import deepspeed
+
+    deepspeed.comm.destroy_process_group()
+    _hosted.clear()
+
+
+def _interface(address: str, port: int) -> str:
+    """The network interface on the way to `address`. Left alone, gloo takes the one of the host's name,
+    which on many machines is a loopback that no other machine reaches."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((address, port))  # sends nothing
+        own = probe.getsockname()[0]
+    names = [name for name, held in psutil.net_if_addrs().items() if own in {each.address for each in held}]
+    # All of 127.0.0.0/8 is the loopback, which lists 127.0.0.1 alone.
+    return names[0] if names else _interface("127.0.0.1", port)
+
+
+class DeepSpeedEngine:
+    """An `Engine` for several workers: each computes its share of the batch, all hold the same network.
+
+    Raises Refusal for a trial that several workers cannot share: nothing to train, or batch statistics
+    that `norm_batch` and equal shares do not allow.
+    """
+
+    def __init__(self, module: nn.Module, trial: Trial, gang: Gang, checkpoints: Path, zero: int) -> None:
+        import deepspeed
+
+        if not any(p.requires_grad for p in module.parameters()):
+            raise Refusal(
+                f"trainable {trial.trainable}: trains nothing for {gang.workers} workers to share; use 1 worker"
+            )
+        if zero not in (0, 1):
+            raise Refusal(f"zero {zero}: gangs shard nothing (0) or the momentum (1); try 1")
+        norm.check(trial.batch, trial.norm_batch, gang.workers)
+        self.gang = gang
+        self.module = module.to(gang.device)
+        norm.spread(module, trial.batch)
+        self._checkpoints = checkpoints
+        self._trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._sgd = torch.optim.SGD(
+            list(self._trained.values()), trial.lr, momentum=trial.momentum, weight_decay=trial.weight_decay
+        )
+        self._zero = zero
+        share = trial.batch // gang.workers
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=Objective(module, trial.precision),
+            optimizer=self._sgd,
+            config={
+                "train_batch_size": trial.batch,
+                "train_micro_batch_size_per_gpu": share,
+                "gradient_accumulation_steps": 1,
+                "gradient_clipping": 0.0,  # its default clips the norm at 1
+                # Without the norm of the gradient, ZeRO also takes no step less for a non-finite one.
+                "zero_optimization": {"stage": 1, "compute_grad_norm": False} if zero else {"stage": 0},
+                "zero_allow_untested_optimizer": True,
+            },
+        )
+
+    def __call__(self, images_NCHW: Tensor, labels_N: Tensor) -> Tensor:
+        """Mean loss of this worker's share of the batch: a float32 scalar on the device."""
+        return self._engine(images_NCHW.contiguous(memory_format=torch.channels_last), labels_N)
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of the mean loss over the workers."""
+        self._engine.backward(loss)
+
+    def step(self, lr: float) -> None:
+        """One update with this learning rate; gradients are gone afterwards.
+
+        Running statistics are the same on every worker afterwards, at every step: averaging them
+        only where someone looks would let the looking round them.
+        """
+        for group in self._sgd.param_groups:
+            group["lr"] = lr
+        self._engine.step()
+        norm.settle(self.module)
+
+    def total(self, value: Tensor) -> Tensor:
+        """Sum of `value` over the workers, the same on each."""
+        value = value.clone()
+        dist.all_reduce(value)
+        return value
+
+    def agree(self, flag: bool) -> bool:
+        """What the leading worker says, on every worker."""
+        said = torch.tensor(int(flag), device=self.gang.device)
+        dist.broadcast(said, src=0)
+        return bool(said)
+
+    def save(self, step: int, facts: dict[str, Any]) -> None:
+        """A checkpoint after `step` updates, whole or absent; the last two are kept.
+
+        Returns on every worker when the leading one has written it. Raises OSError on the leading worker and
+        RuntimeError on the others where it could not.
+        """
+        network = {f"network.{name}": tensor for name, tensor in self._network().items()}
+        momentum = {f"momentum.{name}": tensor for name, tensor in self._momentum()}
+        failure = None
+        if self.gang.leads:
+            try:
+                checkpoint.write(self._checkpoints, step, network | momentum, facts)
+            except OSError as error:
+                failure = error
+        told = _tell(str(failure) if failure else None)
+        if failure:
+            raise failure
+        if told:
+            raise RuntimeError(f"the leading worker could not write the checkpoint of step {step}: {told}")
+
+    @torch.no_grad()
+    def restore(self) -> tuple[int, dict[str, Any]]:
+        """Load the newest whole checkpoint: its step and facts, or (0, {}) where there is none.
+
+        Any number of workers may have written it. Only the leading worker reads; the others need not see its disk.
+        """
+        found = checkpoint.newest(self._checkpoints) if self.gang.leads else None
+        told = _tell(None if found is None else (found.step, found.facts, sorted(found.tensors)))
+        if told is None:
+            return 0, {}
+        step, facts, names = told
+        network = self._network()
+        momentum = {name: torch.zeros_like(p) for name, p in self._trained.items() if f"momentum.{name}" in names}
+        tensors = {f"network.{n}": t for n, t in network.items()} | {f"momentum.{n}": t for n, t in momentum.items()}
+        assert set(tensors) == set(names), f"not this trial's checkpoint: {sorted(set(tensors) ^ set(names))}"
+        if found is not None:
+            for name, tensor in tensors.items():
+                tensor.copy_(found.tensors[name])
+        _broadcast(list(tensors.values()))
+        if self._zero:
+            self._optimizer.refresh_fp32_params()
+        self._set_momentum(momentum)
+        return step, facts
+
+    def close(self) -> None:
+        """Release what this trial held. The process group stays for the next one."""
+        self._engine.destroy()
+
+    def _network(self) -> dict[str, Tensor]:
+        """What a checkpoint holds of the network, by name; frozen weights come from the seed."""
+        return {name: p.detach() for name, p in self._trained.items()} | dict(self.module.named_buffers())
+
+    def _momentum(self) -> Iterator[tuple[str, Tensor]]:
+        """Whole momentum buffers by parameter; none before the first update, or where momentum is 0. Collective."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        for name, p in self._trained.items():
+            if not self._zero:
+                buffer = self._sgd.state.get(p, {}).get("momentum_buffer")
+            elif any(state.get("momentum_buffer") is not None for state in self._sgd.state.values()):
+                buffer = safe_get_full_optimizer_state(p, "momentum_buffer")
+            else:
+                buffer = None
+            if buffer is not None:
+                yield name, buffer
+
+    def _set_momentum(self, momentum: dict[str, Tensor]) -> None:
+        """Put whole momentum buffers where SGD looks for them: per parameter, or in this worker's partition."""
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        if not self._zero:
+            for name, buffer in momentum.items():
+                self._sgd.state[self._trained[name]]["momentum_buffer"] = buffer
+        elif momentum:
+            for group in self._sgd.param_groups:
+                for partition in group["params"]:
+                    self._sgd.state[partition]["momentum_buffer"] = torch.zeros_like(partition)
+            # DeepSpeed links parameters to their part of the partition at the first update, which may lie behind us.
+            self._optimizer._lazy_init_hp_params_optimizer_state()
+            for name, buffer in momentum.items():
+                safe_set_full_optimizer_state(self._trained[name], buffer, "momentum_buffer")
+
+
+def _tell(what: Any) -> Any:
+    """What the leading worker holds, on every worker."""
+    said = [what]
+    dist.broadcast_object_list(said, src=0)
+    return said[0]
+
+
+def _broadcast(tensors: list[Tensor]) -> None:
+    """Overwrite `tensors` with those of the leading worker: one message for each type of number."""
+    for _, same in groupby(sorted(tensors, key=lambda t: str(t.dtype)), key=lambda t: t.dtype):
+        group = list(same)
+        flat = torch.cat([t.flatten() for t in group])
+        dist.broadcast(flat, src=0)
+        for tensor, whole in zip(group, flat.split([t.numel() for t in group]), strict=True):
+            tensor.copy_(whole.view_as(tensor))

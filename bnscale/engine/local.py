@@ -1,0 +1,102 @@
+"""One worker, one trial: the fast path.
+
+Channels-last convolutions, and bfloat16 autocast where the trial says so. Nothing here knows of
+several workers; the gang's engine is in deepspeed.py.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bnscale.engine import Gang
+from bnscale.engine.checkpoint import newest, write
+from bnscale.engine.objective import Objective
+from bnscale.engine.state import frozen_sum, load_state, state
+from bnscale.networks import trained
+from bnscale.trial import Refusal, Trial
+
+
+class LocalEngine:
+    """SGD on one device. `checkpoints` is the trial's folder, or None for runs that keep nothing."""
+
+    def __init__(self, module: nn.Module, trial: Trial, gang: Gang, checkpoints: Path | None) -> None:
+        assert gang.workers == 1, "several workers are the DeepSpeed engine's"
+        self.gang = gang
+        self.module = module.to(gang.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.module.train()
+        self._objective = Objective(self.module, trial.precision)
+        self._checkpoints = checkpoints
+        self._total_steps = trial.total_steps
+        self._trained = trained(self.module)
+        # An optimiser of nothing is refused by torch; a trial that trains nothing only moves statistics.
+        self._sgd = (
+            torch.optim.SGD(
+                self._trained.values(),
+                lr=trial.lr,
+                momentum=trial.momentum,
+                weight_decay=trial.weight_decay,
+                fused=True,
+            )
+            if self._trained
+            else None
+        )
+        if gang.device.type == "cuda":  # same trial, same machine: same bits
+            torch.backends.cudnn.deterministic = True
+            torch.backends.cudnn.benchmark = False
+
+    def __call__(self, images_NCHW: Tensor, labels_N: Tensor) -> Tensor:
+        return self._objective(images_NCHW, labels_N)
+
+    def backward(self, loss: Tensor) -> None:
+        if self._sgd is not None:
+            loss.backward()
+
+    def step(self, lr: float) -> None:
+        if self._sgd is not None:
+            self._sgd.param_groups[0]["lr"] = lr
+            self._sgd.step()
+            self._sgd.zero_grad(set_to_none=True)
+
+    def total(self, value: Tensor) -> Tensor:
+        return value
+
+    def agree(self, flag: bool) -> bool:  # noqa: FBT001 (a value, not a mode)
+        return flag
+
+    def statistics(self) -> dict[str, Tensor]:
+        return {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+
+    def save(self, step: int, facts: dict[str, Any]) -> None:
+        if self._checkpoints is None:
+            raise Refusal("checkpoints None: this engine was opened to keep nothing")
+        # Nothing follows the last step: its checkpoint is the trained network, without momentum.
+        last = step == self._total_steps
+        momentum = (
+            {}
+            if self._sgd is None or last
+            else {
+                name: self._sgd.state[p]["momentum_buffer"]
+                for name, p in self._trained.items()
+                if self._sgd.state[p].get("momentum_buffer") is not None
+            }
+        )
+        write(
+            self._checkpoints,
+            step,
+            state(self.module, momentum),
+            facts | {"frozen": frozen_sum(self.module)},
+            1 if last else 2,
+        )
+
+    def restore(self) -> tuple[int, dict[str, Any]]:
+        found = None if self._checkpoints is None else newest(self._checkpoints)
+        if found is None or found.facts.pop("frozen") != frozen_sum(self.module):
+            return 0, {}
+        for name, value in load_state(self.module, found.tensors).items():
+            assert self._sgd is not None
+            self._sgd.state[self._trained[name]]["momentum_buffer"] = value
+        return found.step, found.facts
+
+    def close(self) -> None: ...

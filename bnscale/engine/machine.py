@@ -1,0 +1,56 @@
+"""The machine under an engine: what stands beside every number measured on it."""
+
+import importlib.metadata
+import os
+import platform
+import re
+import socket
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PEAK = re.compile(r"^VmHWM:\s+(\d+) kB$", re.MULTILINE)
+
+
+def facts_of(device: torch.device) -> dict[str, Any]:
+    """Host, device and the versions of everything that could change a number."""
+    versions = {name: _version(name) for name in ("bnscale", "torch", "ray", "deepspeed")}
+    return {"host": socket.gethostname(), "device": device_name(device), "python": platform.python_version()} | versions
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu()
+
+
+def forget_peak(device: torch.device) -> None:
+    """Start measuring peak memory anew: one process trains many trials."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif os.access("/proc/self/clear_refs", os.W_OK):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes at the peak since `forget_peak`: of the device, or of the process on a CPU (None outside of Linux)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    found = _PEAK.search(status.read_text()) if status.exists() else None
+    return int(found[1]) * 1024 if found else None
+
+
+@lru_cache
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+@lru_cache
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,61 @@
+"""Which tensors may change: `requires_grad`, and the paper's baseline of two weights a channel."""
+
+import torch
+from torch import Tensor, nn
+
+from bnscale.networks.initial import generator
+from bnscale.networks.norm import BatchNorm
+from bnscale.trial import Trainable, Trial
+
+
+class PairConv2d(nn.Conv2d):
+    """A convolution of which two random weights of each output channel train and the rest is frozen.
+
+    As many parameters as the gamma and beta of the norm that follows it (Frankle et al. 2021,
+    section 4, the baseline of equal count). `pair` holds their values, `index` their places.
+    """
+
+    pair: nn.Parameter  # (channels, 2)
+    index: Tensor  # (channels, 2), places in the channel's flattened weights; from the seed
+
+    def choose(self, draws: torch.Generator) -> None:
+        places = torch.rand(self.out_channels, self.weight[0].numel(), generator=draws)
+        self.register_buffer("index", places.argsort(1)[:, :2].contiguous(), persistent=False)
+        self.pair = nn.Parameter(self.weight.detach().flatten(1).gather(1, self.index))
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        weight = self.weight.flatten(1).scatter(1, self.index, self.pair).view_as(self.weight)
+        return self._conv_forward(x_NCHW, weight, self.bias)
+
+
+def restrict(network: nn.Module, trial: Trial) -> None:
+    """Set `requires_grad` on every parameter as `trial.trainable` says."""
+    parts = _PARTS[trial.trainable]
+    for name, module in network.named_modules():
+        trains = _part(name, module) in parts
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(trains)
+        if trial.trainable is Trainable.TWO_PER_CHANNEL and isinstance(module, nn.Conv2d):
+            module.__class__ = PairConv2d
+            module.choose(generator(trial, f"pair/{name}"))
+
+
+def _part(name: str, module: nn.Module) -> str:
+    """What a module's own parameters are in the words of the paper's table."""
+    if isinstance(module, BatchNorm):
+        return "norm"
+    if name == "output":
+        return "output"
+    return "shortcut" if "shortcut" in name.split(".") else "inner"
+
+
+_PARTS = {
+    Trainable.ALL: {"norm", "output", "shortcut", "inner"},
+    Trainable.BN: {"norm"},
+    Trainable.BN_OUTPUT: {"norm", "output"},
+    Trainable.BN_SHORTCUT_OUTPUT: {"norm", "shortcut", "output"},
+    Trainable.SHORTCUT_OUTPUT: {"shortcut", "output"},
+    Trainable.OUTPUT: {"output"},
+    Trainable.TWO_PER_CHANNEL: set(),
+    Trainable.NONE: set(),
+}

@@ -1,0 +1,34 @@
+"""Measurements: a probe is a function from a `Snapshot` to rows, and it only looks.
+
+The name of the function is the name of its SQL table; the fields of its row are the columns. A probe
+is told nothing of cadence, files or ranks. One file a family:
+
+    curve.py    loss and accuracy on training, validation and test images
+    gamma.py    gamma and beta of every norm layer, and what is left when small gammas are clamped
+    sparsity.py how much of each layer's output is zero
+"""
+
+from bnscale.probes.cadence import END, EPOCH, STEP, Cadence
+from bnscale.probes.curve import Curve, curve
+from bnscale.probes.gamma import Clamp, Gamma, clamp, gamma
+from bnscale.probes.snapshot import Probe, Row, Snapshot
+from bnscale.probes.sparsity import Sparsity, sparsity
+
+TABLES: dict[str, type] = {"curve": Curve, "gamma": Gamma, "clamp": Clamp, "sparsity": Sparsity}
+"""Every table that the project's own probes write, with its row."""
+
+__all__ = [
+    "END",
+    "EPOCH",
+    "STEP",
+    "TABLES",
+    "Cadence",
+    "Curve",
+    "Probe",
+    "Row",
+    "Snapshot",
+    "clamp",
+    "curve",
+    "gamma",
+    "sparsity",
+]

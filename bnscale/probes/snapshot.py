@@ -1,0 +1,131 @@
+"""What a probe sees: the network of a trial after some number of updates.
+
+Whatever a probe computes goes through copies of the buffers, so that running statistics, gradients and
+the stream of batches are what they would have been without it. Legend: N images, C channels.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from bnscale.data import Resident
+from bnscale.networks.norm import BatchNorm, alone
+from bnscale.trial import Precision, Trial
+
+EVALUATION_BATCH = 500  # images; a size that changes no number, for evaluation uses running statistics
+
+
+class Row(Protocol):
+    """A frozen dataclass whose fields are columns; `step` is one of them."""
+
+    @property
+    def step(self) -> int: ...
+
+
+Probe = Callable[["Snapshot"], Iterator[Any]]
+
+
+class Workers(Protocol):
+    """The part of an engine that a snapshot needs: the sum over workers, and the settled statistics."""
+
+    @property
+    def module(self) -> nn.Module: ...
+    @property
+    def gang(self) -> Any: ...
+    def total(self, value: Tensor) -> Tensor: ...
+    def statistics(self) -> dict[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Score:
+    images: int
+    loss: float  # mean cross-entropy, nats
+    accuracy: float  # share of images whose label is the largest logit
+    top5: float  # share of images whose label is among the five largest logits
+
+
+class Snapshot:
+    """A network at one step. Collective in a gang: every worker makes it and runs the same probes."""
+
+    def __init__(self, trial: Trial, step: int, engine: Workers, data: Resident) -> None:
+        self.trial = trial
+        self.step = step  # updates taken
+        self.epoch = step / trial.steps_per_epoch
+        self.network = engine.module
+        self.data = data
+        self._engine = engine
+
+    @cached_property
+    def statistics(self) -> dict[str, Tensor]:
+        """Copies of the buffers, averaged over workers where these saw different images."""
+        return self._engine.statistics()
+
+    @cached_property
+    def norms(self) -> list[tuple[str, BatchNorm]]:
+        """Norm layers by path, in the order of the forward pass."""
+        return [(name, m) for name, m in self.network.named_modules() if isinstance(m, BatchNorm)]
+
+    @torch.no_grad()
+    def evaluate(self, part: str, changed: dict[str, Tensor] | None = None) -> Score:
+        """The network in evaluation mode on a part of the data, with some parameters `changed` or none.
+
+        The workers of a gang share the images.
+        """
+        gang = self._engine.gang
+        sums = torch.zeros(4, dtype=torch.float64, device=self.data.device)
+        share = slice(gang.rank, None, gang.workers)
+        for images_NCHW, labels_N in self.data.batches(part, EVALUATION_BATCH, share):
+            logits_NK = self.logits(images_NCHW, changed)
+            best_N5 = logits_NK.topk(min(5, logits_NK.shape[1])).indices == labels_N[:, None]
+            loss = F.cross_entropy(logits_NK, labels_N, reduction="sum")
+            sums += torch.stack(
+                [
+                    v.double()
+                    for v in (torch.tensor(len(labels_N), device=loss.device), loss, best_N5[:, 0].sum(), best_N5.sum())
+                ]
+            )
+        images, loss, first, five = self._engine.total(sums).tolist()
+        return Score(int(images), loss / images, first / images, five / images)
+
+    @torch.no_grad()
+    def logits(self, images_NCHW: Tensor, changed: dict[str, Tensor] | None = None) -> Tensor:
+        """Float32 logits in evaluation mode, with running statistics."""
+        with _mode(self.network, training=False), self._precision():
+            return functional_call(self.network, self.statistics | (changed or {}), (images_NCHW,)).float()
+
+    def gradients(self, names: list[str]) -> dict[str, Tensor]:
+        """Gradient of the training loss on the next batch with respect to these parameters, trained or not.
+
+        Training mode: batch statistics, and this worker holds the whole batch.
+        """
+        images_NCHW, labels_N = self.data.batch(min(self.step, self.trial.total_steps - 1))
+        parameters = dict(self.network.named_parameters())
+        wanted = {name: parameters[name].detach().requires_grad_() for name in names}
+        fixed = {name: p.detach() for name, p in parameters.items() if name not in wanted}
+        buffers = {name: value.clone() for name, value in self.statistics.items()}
+        with _mode(self.network, training=True), alone(self.network), self._precision():
+            logits_NK = functional_call(self.network, fixed | wanted | buffers, (images_NCHW,))
+        loss = F.cross_entropy(logits_NK.float(), labels_N)
+        return dict(zip(wanted, torch.autograd.grad(loss, list(wanted.values())), strict=True))
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.data.device.type, torch.bfloat16, enabled=self.trial.precision is Precision.BF16)
+
+
+@contextmanager
+def _mode(network: nn.Module, *, training: bool) -> Iterator[None]:
+    """Training or evaluation mode for a while, each module's own mode afterwards."""
+    before = [(module, module.training) for module in network.modules()]
+    network.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode

@@ -1,0 +1,199 @@
+"""What a person sees while a study runs: a live view on a terminal, plain lines in a log.
+
+One line of counts, a bar and the time left for the whole study; one line for each running trial.
+"""
+
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from bnscale.trial import Outcome
+
+if TYPE_CHECKING:  # the loop brings torch, which nothing here needs
+    from bnscale.train import Progress
+
+PLAIN_SECONDS = 5.0  # between two lines of counts in a log
+ROWS = 16  # running trials that a terminal shows; the others are counted
+
+
+@dataclass
+class Running:
+    """A trial on its way: `share` of it was done before this run, so its speed is measured from there."""
+
+    since: float  # seconds on the monotonic clock
+    share: float | None = None
+    at: "Progress | None" = None
+
+    @property
+    def done(self) -> float:
+        """Share of the training behind us, in [0, 1]."""
+        return self.at.step / self.at.total if self.at else self.share or 0.0
+
+
+class Watch:
+    """Told by the schedule what happens; shows it. Use as a context manager around the run.
+
+    `seconds` maps each trial's id to its forecast on one gang.
+    """
+
+    def __init__(self, seconds: Mapping[str, float], console: Console | None = None) -> None:
+        self.seconds = dict(seconds)
+        self.console = console or Console(highlight=False)
+        self.running: dict[str, Running] = {}
+        self.waiting = set(self.seconds)
+        self.outcomes: Counter[Outcome | None] = Counter()
+        self.spent = 0.0  # seconds that trials took, beside
+        self.foreseen = 0.0  # the seconds that were forecast for the same work
+        self._last_line = -math.inf
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self._live = Live(
+                get_renderable=self._view, console=self.console, refresh_per_second=2, redirect_stdout=False,
+                redirect_stderr=False,
+            )  # fmt: skip
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+            self._live = None
+        else:
+            self.console.print(self.counts(), soft_wrap=True)
+
+    # --- what the schedule tells -----------------------------------------------------------------
+
+    def started(self, trial: str) -> None:
+        self.waiting.discard(trial)
+        self.running[trial] = Running(time.monotonic())
+
+    def progressed(self, trial: str, at: "Progress") -> None:
+        run = self.running.setdefault(trial, Running(time.monotonic()))
+        if run.share is None:
+            # The first report of a trial that goes on from a checkpoint says where it stood. One that
+            # began afresh has done that work just now.
+            expected = (time.monotonic() - run.since) / max(self.seconds[trial] * self.slowness, 1e-9)
+            run.share = at.step / at.total if at.step / at.total > 4 * expected + 0.25 else 0.0
+        run.at = at
+        if not self._live and time.monotonic() - self._last_line > PLAIN_SECONDS:
+            self._last_line = time.monotonic()
+            self.console.print(self.counts(), soft_wrap=True)
+
+    def ended(self, trial: str, outcome: Outcome | None) -> None:
+        """`None`: stopped before its end, its checkpoint kept."""
+        self.waiting.discard(trial)
+        run = self.running.pop(trial, None)
+        self.outcomes[outcome] += 1
+        if run and outcome in (Outcome.FINISHED, Outcome.DIVERGED):
+            self.spent += time.monotonic() - run.since
+            self.foreseen += self.seconds[trial] * max(0.0, run.done - (run.share or 0.0))
+        if not self._live or outcome is Outcome.FAILED:
+            accuracy = run.at.accuracy if run and run.at else None
+            reading = f"  accuracy {accuracy:.4f}" if accuracy is not None else ""
+            self.say(f"{_word(outcome)} {trial}{reading}  ({sum(self.outcomes.values())}/{len(self.seconds)})")
+
+    def lost(self, trial: str) -> None:
+        """A worker of the trial died; it waits to go on from its checkpoint."""
+        self.running.pop(trial, None)
+        self.waiting.add(trial)
+        self.say(f"a worker of {trial} died; the trial goes on from its checkpoint")
+
+    def say(self, text: str) -> None:
+        """A line above the view."""
+        self.console.print(text, soft_wrap=True, markup=False)
+
+    def abandon(self) -> None:
+        """The process ends at once: give the terminal its cursor back."""
+        if self._live:
+            sys.stdout.write("\x1b[?25h\n")
+            sys.stdout.flush()
+
+    # --- what it shows ---------------------------------------------------------------------------
+
+    @property
+    def slowness(self) -> float:
+        """Seconds that a forecast second takes, measured over what has been done so far; 1 before that."""
+        now = time.monotonic()
+        began = [
+            (now - r.since, self.seconds[t] * (r.done - r.share))
+            for t, r in self.running.items()
+            if r.share is not None
+        ]
+        spent = self.spent + sum(s for s, _ in began)
+        foreseen = self.foreseen + sum(f for _, f in began)
+        return spent / foreseen if spent > 0 and foreseen > 0 else 1.0
+
+    @property
+    def left(self) -> float:
+        """Seconds until the study ends at the speed measured so far: at least those of its longest running trial."""
+        slow = self.slowness
+        rests = [self.seconds[t] * (1 - r.done) for t, r in self.running.items()]
+        total = sum(rests) + sum(self.seconds[t] for t in self.waiting)
+        return slow * max([total / max(1, len(self.running)), *rests])
+
+    def counts(self) -> str:
+        """`12 done, 2 running, 1 failed, 35 waiting; 3 min left`."""
+        numbers = {
+            "done": self.outcomes[Outcome.FINISHED],
+            "running": len(self.running),
+            "failed": self.outcomes[Outcome.FAILED],
+            "diverged": self.outcomes[Outcome.DIVERGED],
+            "stopped early": self.outcomes[None],
+            "waiting": len(self.waiting),
+        }
+        always = {"done", "running", "failed", "diverged", "waiting"}
+        said = ", ".join(f"{n} {what}" for what, n in numbers.items() if n or what in always)
+        return f"{said}; {clock(self.left)} left" if self.running or self.waiting else said
+
+    def _view(self) -> Group:
+        ended = sum(self.outcomes.values())
+        part = ended + sum(run.done for run in self.running.values())
+        head = Table.grid(padding=(0, 1))
+        head.add_row(ProgressBar(total=max(1, len(self.seconds)), completed=part, width=24), Text(self.counts()))
+        rows = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
+        for title in ("running", "epoch", "loss", "accuracy"):
+            rows.add_column(title, justify="left" if title == "running" else "right", no_wrap=True)
+        shown = list(self.running.items())[:ROWS]
+        for trial, run in shown:
+            at = run.at
+            rows.add_row(
+                trial,
+                f"{at.epoch:.1f}/{at.epochs:g}" if at else "",
+                f"{at.loss:.4f}" if at and at.loss is not None else "",
+                f"{at.accuracy:.4f}" if at and at.accuracy is not None else "",
+            )
+        more = len(self.running) - len(shown)
+        return Group(head, *([rows] if shown else []), *([Text(f"and {more} more")] if more else []))
+
+
+def clock(seconds: float) -> str:
+    """`40 s`, `3 min`, `2 h 05 min`, `3 d 4 h`: as exact as a forecast deserves."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes:02d} min"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h"
+
+
+def _word(outcome: Outcome | None) -> str:
+    return "stopped early" if outcome is None else str(outcome)
