@@ -52,7 +52,7 @@ def test_the_link_at_the_root_is_the_same_file() -> None:
 
 
 def test_ray_is_never_left_to_make_a_security_group(cluster: dict[str, Any]) -> None:
-    # Ray's AWS provider adds SSH from 0.0.0.0/0 to each group that it creates (aws/config.py, _create_default_ssh_inbound_rules).
+    # Ray's AWS provider adds SSH from 0.0.0.0/0 to each group that it makes (_create_default_ssh_inbound_rules).
     for node_type in prepared(cluster)["available_node_types"].values():
         assert node_type["node_config"]["SecurityGroupIds"]
 

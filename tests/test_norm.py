@@ -110,9 +110,9 @@ def test_a_cut_statistic_is_refused_with_the_nearest_legal_numbers():
         check(128, 128, 3)
     with pytest.raises(Refusal, match=r"workers 2: 6 images on each .* norm_batch 4, .*; try 1 or 3"):
         check(12, 4, 2)
-    with pytest.raises(Refusal, match="workers 0: must divide batch 12 into equal shares; try 1$"):
+    with pytest.raises(Refusal, match=r"workers 0: must divide batch 12 into equal shares; try 1$"):
         check(12, 4, 0)
-    with pytest.raises(Refusal, match="workers 24: must divide batch 12 into equal shares; try 12$"):
+    with pytest.raises(Refusal, match=r"workers 24: must divide batch 12 into equal shares; try 12$"):
         check(12, 4, 24)
 
 

@@ -10,16 +10,19 @@ is told nothing of cadence, files or ranks. One file a family:
 
 from bnscale.probes.cadence import END, EPOCH, STEP, Cadence
 from bnscale.probes.curve import Curve, curve
-from bnscale.probes.gamma import Clamp, Gamma, clamp, gamma
+from bnscale.probes.gamma import HISTOGRAM, Clamp, Gamma, GammaHistogram, clamp, gamma, gamma_histogram
 from bnscale.probes.snapshot import Probe, Row, Snapshot
 from bnscale.probes.sparsity import Sparsity, sparsity
 
-TABLES: dict[str, type] = {"curve": Curve, "gamma": Gamma, "clamp": Clamp, "sparsity": Sparsity}
+TABLES: dict[str, type] = {"curve": Curve, "gamma": Gamma, "gamma_histogram": GammaHistogram, "clamp": Clamp, "sparsity": Sparsity}
 """Every table that the project's own probes write, with its row."""
+
+HISTOGRAM_BINS = len(HISTOGRAM) - 1
 
 __all__ = [
     "END",
     "EPOCH",
+    "HISTOGRAM_BINS",
     "STEP",
     "TABLES",
     "Cadence",
@@ -30,5 +33,6 @@ __all__ = [
     "clamp",
     "curve",
     "gamma",
+    "gamma_histogram",
     "sparsity",
 ]

@@ -47,6 +47,29 @@ class Clamp:
     accuracy_clamped: float
 
 
+@dataclass(frozen=True)
+class GammaHistogram:
+    """One interval of |gamma| at one step, over all norm layers."""
+
+    step: int  # updates taken
+    low: float  # |gamma| from here
+    high: float  # to below here
+    channels: int  # gammas in the interval
+    all_channels: int  # gammas in the network
+
+
+HISTOGRAM = [*(round(0.05 * i, 2) for i in range(41)), float("inf")]
+"""Bounds of the intervals: 0, 0.05, ... 2, and everything above."""
+
+
+def gamma_histogram(at: Snapshot) -> Iterator[GammaHistogram]:
+    """Distribution of |gamma| over the whole network (Frankle et al. 2021, section 5)."""
+    values = torch.cat([norm.weight.detach().abs() for _, norm in at.norms]).float().cpu().double().numpy()
+    counts, _ = np.histogram(values, HISTOGRAM)
+    for low, high, channels in zip(HISTOGRAM, HISTOGRAM[1:], counts.tolist(), strict=False):
+        yield GammaHistogram(at.step, low, high, channels, len(values))
+
+
 def gamma(at: Snapshot) -> Iterator[Gamma]:
     """Frankle et al. 2021, section 5: BN-only training disables about a third of all features."""
     names = [f"{layer}.{kind}" for layer, _ in at.norms for kind in ("weight", "bias")]

@@ -78,7 +78,7 @@ class Claim:
     def _in_unit(self, name: str, value: float) -> None:
         least = {"%": 0, "pt": -1}.get(self.unit, -math.inf)
         most = {"%": 1, "pt": 1}.get(self.unit, math.inf)
-        if not least <= value <= most:
+        if not least - 1e-9 <= value <= most + 1e-9:  # a mean of shares of 1 may round to just above it
             raise Refusal(
                 f"claim {self.query}: {name} {value:g}: with unit {self.unit!r} it must be a share between {least} and "
                 f"{most}; {value:g} {self.unit} is {value / 100:g}"
@@ -127,7 +127,7 @@ class Judged:
 
     @property
     def digits(self) -> int:
-        """Decimals of the measured number: as few as are honest, and enough not to round it across an end of the band."""
+        """Decimals of the measured number: few, but enough not to round it across an end of the band."""
         assert self.measured is not None
         value = self.measured * _scale(self.claim.unit)
         if self.claim.unit in ("%", "pt"):

@@ -11,8 +11,9 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import matplotlib
 import numpy as np
@@ -87,7 +88,7 @@ class Figure:
 
 def render(figure: Figure, answer: Answer, run: str) -> Sheet:
     """Draws the answer. Without a single reading the sheet says what to run."""
-    with matplotlib.rc_context(_look()):
+    with matplotlib.rc_context(_look("")):
         sheet = Sheet(figsize=(_WIDTH, 4.0), layout="constrained", facecolor=GROUND)
         if answer.rows:
             figure.draw(sheet, answer)
@@ -102,7 +103,7 @@ def render(figure: Figure, answer: Answer, run: str) -> Sheet:
 def png(sheet: Sheet) -> bytes:
     """300 dots an inch."""
     file = io.BytesIO()
-    with matplotlib.rc_context(_look()):
+    with matplotlib.rc_context(_look("")):
         sheet.savefig(file, format="png", dpi=300, metadata={"Software": None})
     return file.getvalue()
 
@@ -111,7 +112,7 @@ def svg(sheet: Sheet, name: str) -> str:
     """Text is drawn as paths, so it looks the same everywhere. Same answer and name: same bytes."""
     file = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with matplotlib.rc_context(_look() | {"svg.hashsalt": name}):
+    with matplotlib.rc_context(_look(name)):
         sheet.savefig(file, format="svg", metadata=nothing)
     return file.getvalue()
 
@@ -137,7 +138,7 @@ def curves(
     chance: float | None = None,
     diverged: str | None = None,
 ) -> Callable[[Sheet, Answer], None]:
-    """One line a series, named at its right end, with a band from `low` to `high` and the paper's points hollow beside it.
+    """One line a series, named at its right end, with a band `low` to `high` and the paper's points hollow beside it.
 
     `diverged` is a column with the share of trials that diverged; where it is above 0 a cross stands at the foot.
     """
@@ -149,14 +150,14 @@ def curves(
         axes = sheet.add_subplot()
         _frame(axes, unit, xlabel, ylabel)
         axes.set_xscale(scale.value)
-        every_x = np.unique(table.numbers(x))
+        every_x = np.unique(table.places(x))
         styled = table.styled(series, styles)
         ends: list[tuple[float, str, str]] = []  # y of the last point, label, colour
         crosses: Counter[float] = Counter()  # at each x, one above the other
 
         for style in styled:
             own = table.where(series, style.key)
-            at, value = own.numbers(x), own.numbers(y)
+            at, value = own.places(x), own.numbers(y)
             _one_row_a_cell(at, answer, x, series, style)
             bottom = own.numbers(low) if low else np.full_like(value, np.nan)
             top = own.numbers(high) if high else np.full_like(value, np.nan)
@@ -167,9 +168,13 @@ def curves(
                 at, value, bottom, top, lost = (column[np.argsort(at)] for column in (at, value, bottom, top, lost))
             has_band = np.isfinite(bottom) & np.isfinite(top)
             if has_band.any():
-                axes.fill_between(at, bottom, top, where=has_band, color=style.colour, alpha=0.16, linewidth=0, zorder=2)
+                axes.fill_between(
+                    at, bottom, top, where=has_band, color=style.colour, alpha=0.16, linewidth=0, zorder=2
+                )
             if along is Along.GRID:
-                axes.vlines(at[has_band], bottom[has_band], top[has_band], style.colour, linewidth=1, alpha=0.8, zorder=3)
+                axes.vlines(
+                    at[has_band], bottom[has_band], top[has_band], style.colour, linewidth=1, alpha=0.8, zorder=3
+                )
             alone = _alone(value) if along is Along.TIME else np.ones_like(value, dtype=bool)
             axes.plot(at, value, color=style.colour, linewidth=1.7, zorder=4)
             axes.plot(
@@ -229,7 +234,7 @@ def bands(
         for axes, part in _panels(sheet, table, panel, panel_title, unit, xlabel, ylabel):
             for style in styled:
                 own = part.where(series, style.key)
-                at = own.numbers(x)
+                at = own.places(x)
                 _one_row_a_cell(at, answer, x, series, style)
                 order = np.argsort(at)
                 first, lower, middle, upper, last = (own.numbers(name)[order] for name in quantiles)
@@ -278,7 +283,7 @@ def histograms(
         for axes, part in _panels(sheet, table, panel, panel_title, "%", xlabel, ylabel):
             for style in styled:
                 own = part.where(series, style.key)
-                begin, end, height = own.numbers(left), own.numbers(right), own.numbers(share)
+                begin, end, height = own.places(left), own.places(right), own.numbers(share)
                 _one_row_a_cell(begin, answer, left, series, style)
                 order = np.argsort(begin)
                 begin, end, height = begin[order], end[order], height[order]
@@ -312,7 +317,7 @@ def bars(
     high: str | None = None,
     paper: Sequence[PaperPoint] = (),
 ) -> Callable[[Sheet, Answer], None]:
-    """Groups of bars from zero, one bar a series; `low` to `high` is a whisker. Where a cell has no reading it says so."""
+    """Groups of bars from zero, one bar a series, `low` to `high` a whisker. A cell without a reading says so."""
 
     def draw(sheet: Sheet, answer: Answer) -> None:
         table = _Table(answer, (x, y, series, low, high))
@@ -339,7 +344,9 @@ def bars(
                     axes.vlines(at, *ends, color=INK, linewidth=1)
                 for point in paper:
                     if point.series == style.key and point.x == group:
-                        axes.plot(at, point.y, _MARKERS[point.standing], color=INK, markerfacecolor=GROUND, markersize=5)
+                        axes.plot(
+                            at, point.y, _MARKERS[point.standing], color=INK, markerfacecolor=GROUND, markersize=5
+                        )
         axes.set_xticks(range(len(groups)), [str(group) for group in groups])
         axes.axhline(0, color=INK, linewidth=0.8)
         keys: list[Artist] = [Patch(color=style.colour, linewidth=0, label=style.label) for style in styled]
@@ -362,7 +369,7 @@ class _Table:
         for name in columns:
             if name is not None and name not in answer.columns:
                 raise Refusal(
-                    f"column {name}: a figure draws it and its query does not give it{near(name, list(answer.columns))} "
+                    f"column {name}: a figure draws it and its query lacks it{near(name, list(answer.columns))} "
                     f"It gives {', '.join(answer.columns)}; select it in the query"
                 )
         self.answer = answer
@@ -373,13 +380,25 @@ class _Table:
 
     def numbers(self, column: str) -> np.ndarray:
         """One float a row; NaN where there is no reading."""
+        for row in self.rows:
+            if row[column] is not None and not isinstance(row[column], int | float | Decimal):
+                raise Refusal(
+                    f"column {column}: {row[column]!r} is no number and cannot be drawn; cast it in the query"
+                )
         return np.array([_number(row[column]) for row in self.rows], dtype=float)
+
+    def places(self, column: str) -> np.ndarray:
+        """Numbers of a column in which every row has one: where to draw it."""
+        numbers = self.numbers(column)
+        if not np.isfinite(numbers).all():
+            raise Refusal(f"column {column}: a row without it has no place in a figure; filter the query")
+        return numbers
 
     def readings(self, column: str) -> int:
         return int(np.isfinite(self.numbers(column)).sum()) if self.rows else 0
 
     def styled(self, column: str, styles: Sequence[Series], also: Sequence[Any] = ()) -> list[Series]:
-        """The series that are there, in the order of `styles`; what nobody styled comes last and is drawn all the same."""
+        """The series that are there, in the order of `styles`; what nobody styled comes last and is drawn too."""
         there = list(dict.fromkeys([row[column] for row in self.rows] + list(also)))
         known = {style.key for style in styles}
         free = [colour for colour in PALETTE if colour not in {style.colour for style in styles}] or [GREY]
@@ -413,7 +432,8 @@ def _on(every_x: np.ndarray, at: np.ndarray, *columns: np.ndarray) -> list[np.nd
 def _alone(values: np.ndarray) -> np.ndarray:
     """Readings without a reading on either side: a line would not show them."""
     known = np.concatenate([[False], np.isfinite(values), [False]])
-    return known[1:-1] & ~known[:-2] & ~known[2:]
+    alone: np.ndarray = known[1:-1] & ~known[:-2] & ~known[2:]
+    return alone
 
 
 def _outline(begin: np.ndarray, end: np.ndarray, height: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -434,7 +454,8 @@ def _whole(values: np.ndarray) -> bool:
 # --- the look ------------------------------------------------------------------------------------
 
 
-def _look() -> dict[str, Any]:
+def _look(salt: str) -> Any:
+    """Settings of matplotlib, in force only while a sheet is drawn; the salt tells the ids of SVGs apart."""
     installed = set(font_manager.fontManager.get_font_names())
     return {
         "font.family": [name for name in _FONTS if name in installed],
@@ -457,6 +478,7 @@ def _look() -> dict[str, Any]:
         "axes.facecolor": GROUND,
         "axes.unicode_minus": True,
         "svg.fonttype": "path",
+        "svg.hashsalt": salt,
         "text.parse_math": False,  # a $ in a label from data is a $
     }
 
@@ -532,7 +554,7 @@ def _paper(
     return {point.standing for point in paper}
 
 
-def _paper_keys(standings: set[Standing], line: str) -> list[Artist]:
+def _paper_keys(standings: set[Standing], line: Literal["", "--"]) -> list[Artist]:
     return [
         Line2D(
             [], [], color=MUTED, linestyle=line, linewidth=1, marker=_MARKERS[standing], markersize=4.6,
@@ -562,13 +584,13 @@ def _legend(
 
 
 def _abreast(keys: Sequence[Artist]) -> int:
-    """How many entries of a legend stand side by side: columns are as wide as their widest label, about 4.3 points a letter."""
+    """How many entries of a legend fit side by side, at about 4.3 points a letter of the longest."""
     widest = max(len(str(key.get_label())) for key in keys)
     return max(1, min(len(keys), int(72 * _WIDTH / (4.3 * widest + 46))))
 
 
 def spread(heights: Sequence[float], gap: float, low: float = 0.0, high: float = 1.0) -> list[float]:
-    """The heights moved as little as keeps them `gap` apart, in the same order, between `low` and `high` if they fit."""
+    """The heights, moved as little as keeps them `gap` apart, in order, and between `low` and `high` if they fit."""
     order = sorted(range(len(heights)), key=lambda index: heights[index])
     blocks: list[tuple[float, int]] = []  # middle of a run of labels and how many stand in it
     for index in order:
@@ -592,7 +614,9 @@ def _name_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
     low, high = axes.get_ylim()
     heights = [(value - low) / (high - low) for value, _, _ in ends]
     for height, (_, label, colour) in zip(spread(heights, gap=0.055), ends, strict=True):
-        swatch = Line2D([1.015, 1.04], [height] * 2, transform=axes.transAxes, color=colour, linewidth=2.4, clip_on=False)
+        swatch = Line2D(
+            [1.015, 1.04], [height] * 2, transform=axes.transAxes, color=colour, linewidth=2.4, clip_on=False
+        )
         axes.add_artist(swatch)
         axes.text(1.05, height, label, transform=axes.transAxes, color=INK, fontsize=9, va="center", ha="left")
 

@@ -202,7 +202,7 @@ _TERM = re.compile(r"(\w[\w /-]{0,18}?) {2,}(\S.*)")
 
 def paragraphs(doc: str, title: str) -> list[Paragraph]:
     """A docstring cut at its blank lines. A first line that only repeats the title is left out."""
-    found = []
+    found: list[Paragraph] = []
     for block in re.split(r"\n\s*\n", inspect.cleandoc(doc)):
         lines = block.splitlines()
         text = " ".join(line.strip() for line in lines)
@@ -267,10 +267,17 @@ def _inline(svg: str, figure: Figure) -> Markup:
     svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{figure.query}-", svg)
-    for name, colour in (("ink", drawing.INK), ("muted", drawing.MUTED), ("rule", drawing.RULE), ("card", drawing.GROUND)):
+    for name, colour in (
+        ("ink", drawing.INK),
+        ("muted", drawing.MUTED),
+        ("rule", drawing.RULE),
+        ("card", drawing.GROUND),
+    ):
         svg = svg.replace(f": {colour}", f": var(--{name})")
     label = Markup.escape(f"{figure.title}. {figure.caption}")
-    svg = re.sub(r'<svg\b[^>]*?viewBox="([^"]*)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{label}">', svg, count=1)
+    svg = re.sub(
+        r'<svg\b[^>]*?viewBox="([^"]*)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{label}">', svg, count=1
+    )
     return Markup(svg)
 
 
@@ -279,7 +286,9 @@ def strip(judged: Judged) -> Markup:
     if judged.measured is None:
         return Markup("")
     ends = [end for end in judged.claim.band if abs(end) != float("inf")]
-    marks = [value for value in (judged.measured, judged.low, judged.high, judged.claim.paper, *ends) if value is not None]
+    marks = [
+        value for value in (judged.measured, judged.low, judged.high, judged.claim.paper, *ends) if value is not None
+    ]
     least, most = min(marks), max(marks)
     margin = 0.12 * (most - least) or 1.0
     least, most = least - margin, most + margin

@@ -107,11 +107,11 @@ class Watch:
             reading = f"  accuracy {accuracy:.4f}" if accuracy is not None else ""
             self.say(f"{_word(outcome)} {trial}{reading}  ({sum(self.outcomes.values())}/{len(self.seconds)})")
 
-    def lost(self, trial: str) -> None:
+    def lost(self, trial: str, reason: str) -> None:
         """A worker of the trial died; it waits to go on from its checkpoint."""
         self.running.pop(trial, None)
         self.waiting.add(trial)
-        self.say(f"a worker of {trial} died; the trial goes on from its checkpoint")
+        self.say(f"a worker of {trial} died and will go on from its checkpoint ({reason})")
 
     def say(self, text: str) -> None:
         """A line above the view."""
@@ -130,9 +130,9 @@ class Watch:
         """Seconds that a forecast second takes, measured over what has been done so far; 1 before that."""
         now = time.monotonic()
         began = [
-            (now - r.since, self.seconds[t] * (r.done - r.share))
-            for t, r in self.running.items()
-            if r.share is not None
+            (now - run.since, self.seconds[trial] * (run.done - run.share))
+            for trial, run in self.running.items()
+            if run.share is not None
         ]
         spent = self.spent + sum(s for s, _ in began)
         foreseen = self.foreseen + sum(f for _, f in began)

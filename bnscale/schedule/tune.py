@@ -228,6 +228,10 @@ def _start() -> Path:
     home = Path(tempfile.mkdtemp(prefix=f"bnscale-{os.getpid()}-", dir=folder))
     # With a token at hand Ray turns authentication on by itself and writes none into ~/.ray.
     os.environ.setdefault("RAY_AUTH_TOKEN", _TOKEN)
+    # Workers find the package where this process found it, installed or not.
+    package = str(Path(__file__).parents[2])
+    paths = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([package, paths] if paths else [package])
     try:
         ray.init(
             "local",
@@ -364,7 +368,7 @@ def _too_large(trial: str, need: Need, cluster: Cluster) -> str:
     return (
         f"{trial}: needs {need.workers} worker{'s' if need.workers > 1 else ''} of {need.threads} CPUs{gpu} and "
         f"{need.memory / GIB:.1f} GiB each; the cluster has {nodes}. "
-        "Ask for fewer workers a trial, fewer threads a worker or a smaller batch, or give the address of a larger cluster"
+        "Ask for fewer workers a trial, fewer threads a worker or a smaller batch, or a larger cluster by its address"
     )
 
 
@@ -462,10 +466,10 @@ class _Telling(tune.Callback):
     def _died(self, trial: Any) -> None:
         name = trial.config["trial"]
         self.deaths[name] += 1
-        lines = (trial.get_error() or "no reason given").strip().splitlines()
-        self.last_words[name] = next((line for line in reversed(lines) if line.strip()), "no reason given").strip()
+        said = [line.strip() for line in Path(trial.error_file).read_text().splitlines() if line.strip()]
+        self.last_words[name] = said[-1]
         if self.deaths[name] <= DEATHS:
-            self.watch.lost(name)
+            self.watch.lost(name, said[-1])
 
 
 class _Brake(tune.Stopper):
@@ -474,6 +478,9 @@ class _Brake(tune.Stopper):
     def __init__(self, telling: _Telling, interrupt: threading.Event) -> None:
         self.telling = telling
         self.interrupt = interrupt
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune writes its stopper into its own state, which nobody reads
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False

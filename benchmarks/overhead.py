@@ -1,0 +1,105 @@
+"""What a trial costs beside its training: trials of one step each, through the schedule and in one plain loop.
+
+    python benchmarks/overhead.py                         200 trials on all cores of this machine
+
+Both build the same network, load the same data, take the same step and measure the same curve. The schedule adds Ray,
+progress, the store's files and the checkpoint, and trains as many trials at once as there are cores: its overhead is
+what it takes beyond the loop's time shared among them. The first trials, which raise the workers, are not counted.
+"""
+
+import argparse
+import io
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from step import CPU, machine
+
+from bnscale.data import Resident
+from bnscale.engine import Gang
+from bnscale.engine.local import LocalEngine
+from bnscale.networks import build
+from bnscale.probes import END, Snapshot, curve
+from bnscale.schedule import tune
+from bnscale.schedule.budget import Forecast
+from bnscale.schedule.progress import Watch
+from bnscale.train import Job
+from bnscale.trial import Augmentation, Data, Network, NormInit, Outcome, Pixels, Precision, Trainable, Trial
+
+SMALL = Forecast(seconds=0.1, memory=2**30, on_gpu=0, disk=100_000)
+
+
+def trial(seed: int) -> Trial:
+    return Trial(
+        data=Data.DIGITS, pixels=Pixels.ORIGINAL, validation=0, augmentation=Augmentation.SHIFT,
+        network=Network.RESNET, depth=8, width=1, norm_init=NormInit.UNIFORM, trainable=Trainable.BN,
+        batch=128, norm_batch=128, epochs=None, steps=1, lr=0.1, milestones=(), lr_drop=0.1,
+        warmup=0.0, momentum=0.9, weight_decay=1e-4, precision=Precision.FP32, seed=seed,
+    )  # fmt: skip
+
+
+class Clock(Watch):
+    """Notes when each trial ended, and shows nothing."""
+
+    def __init__(self, jobs: list[Job]) -> None:
+        super().__init__({job.trial.id: SMALL.seconds for job in jobs}, Console(file=io.StringIO()))
+        self.ends: list[float] = []
+
+    def ended(self, trial: str, outcome: Outcome | None) -> None:
+        self.ends.append(time.perf_counter())
+        super().ended(trial, outcome)
+
+
+def in_process(trials: list[Trial], folder: Path) -> float:
+    """Seconds a trial in one loop on one core, after the first."""
+    torch.set_num_threads(1)
+    start = 0.0
+    for place, of in enumerate(trials):
+        if place == 1:
+            start = time.perf_counter()
+        data = Resident(of, folder, CPU)
+        engine = LocalEngine(build(of), of, Gang(device=CPU), None)
+        for step in range(of.total_steps):
+            loss = engine(*data.batch(step))
+            engine.backward(loss)
+            engine.step(of.rate(step))
+            assert torch.isfinite(loss)
+        list(curve(Snapshot(of, of.total_steps, engine, data)))
+    return (time.perf_counter() - start) / (len(trials) - 1)
+
+
+def scheduled(trials: list[Trial], folder: Path) -> tuple[float, float, int]:
+    """Seconds a trial after the first of each gang, seconds until then, and how many gangs worked at once."""
+    store = folder / "store"
+    jobs = [Job(of, {curve: END}, str(store), str(folder), "benchmark", 0) for of in trials]
+    start = time.perf_counter()
+    with tune.connect("local") as cluster, Clock(jobs) as watch:
+        gangs = cluster.slots(1, SMALL.memory)
+        outcomes = tune.run(
+            jobs, {of.id: SMALL for of in trials}, cluster,
+            workers=1, threads=1, rivals=None, watch=watch, mend="run it again",
+        )  # fmt: skip
+    assert set(outcomes.values()) == {Outcome.FINISHED}, outcomes
+    warm = watch.ends[gangs - 1]
+    return (watch.ends[-1] - warm) / (len(trials) - gangs), warm - start, gangs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=200, help="of one step each (default: 200)")
+    given = parser.parse_args()
+    trials = [trial(seed) for seed in range(given.trials)]
+    print(machine())
+    with tempfile.TemporaryDirectory() as folder:
+        plain = in_process(trials, Path(folder))
+        seconds, start, gangs = scheduled(trials, Path(folder))
+    print(f"{len(trials)} trials of one step, ResNet-8 on digits, one reading of the curve each")
+    print(f"one plain loop     {plain:.3f} s a trial on one core, {plain / gangs:.3f} shared among {gangs}")
+    print(f"through Ray Tune   {seconds:.3f} s a trial, {gangs} at once; {start:.1f} s until they were warm")
+    print(f"overhead           {seconds - plain / gangs:.3f} s a trial")
+
+
+if __name__ == "__main__":
+    main()

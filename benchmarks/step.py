@@ -1,0 +1,191 @@
+"""Images a second: bnscale against a plain PyTorch loop, and what a real 866-layer trial takes.
+
+    python benchmarks/step.py                             the table of ratios, at depths 20 and 110
+    python benchmarks/step.py --deep --data FOLDER        a few steps of 866 layers on CIFAR-10 at batch 32 and 128
+
+Both loops train gamma and beta alone at batch 128, each with its own data and augmentation. They take turns,
+so that whatever else the machine does falls on both, and only ratios of neighbours are compared.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import plain
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+from bnscale.data import Resident, pixels
+from bnscale.engine import Gang
+from bnscale.engine.local import LocalEngine
+from bnscale.engine.machine import device_name, forget_peak, peak_memory
+from bnscale.networks import build, trained
+from bnscale.trial import Augmentation, Data, Network, NormInit, Pixels, Precision, Trainable, Trial
+
+BATCH = 128
+DEPTHS = (20, 110)
+SECONDS = 3.0  # of the plain loop in each turn
+CPU = torch.device("cpu")
+
+
+def trial(depth: int, batch: int, precision: Precision, images: Pixels) -> Trial:
+    """BatchNorm alone on CIFAR-10, as Frankle et al. train it."""
+    return Trial(
+        data=Data.CIFAR10, pixels=images, validation=0, augmentation=Augmentation.FLIP_SHIFT,
+        network=Network.RESNET, depth=depth, width=1, norm_init=NormInit.UNIFORM, trainable=Trainable.BN,
+        batch=batch, norm_batch=batch, epochs=160, steps=None, lr=0.1, milestones=(0.5, 0.75), lr_drop=0.1,
+        warmup=0.0, momentum=0.9, weight_decay=1e-4, precision=precision, seed=0,
+    )  # fmt: skip
+
+
+class Ours:
+    """bnscale's own training step, as train.py takes it: a batch from the resident data, the engine, the update."""
+
+    def __init__(self, of: Trial, folder: Path) -> None:
+        self.trial = of
+        self.data = Resident(of, folder, CPU)
+        self.engine = LocalEngine(build(of), of, Gang(device=CPU), None)
+        self.at = 0
+        self.run(plain.WARM_UP)
+
+    def run(self, steps: int) -> float:
+        """Seconds of so many updates, data and augmentation included."""
+        start = time.perf_counter()
+        for _ in range(steps):
+            loss = self.engine(*self.data.batch(self.at))
+            self.engine.backward(loss)
+            self.engine.step(self.trial.rate(self.at))
+            assert torch.isfinite(loss)  # train.py looks at every loss, too
+            self.at += 1
+        return time.perf_counter() - start
+
+
+@contextmanager
+def images(given: Path | None) -> Iterator[Path]:
+    """The folder with CIFAR-10, or one with as many random images in its place."""
+    if given is not None:
+        yield given
+        return
+    draw = np.random.default_rng(0)
+    pngs = []
+    for _ in range(500):
+        file = BytesIO()
+        Image.fromarray(draw.integers(0, 256, (32, 32, 3), np.uint8)).save(file, "PNG")
+        pngs.append({"bytes": file.getvalue()})
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder) / Data.CIFAR10
+        home.mkdir()
+        for part, count in (("train", Data.CIFAR10.facts.train), ("test", Data.CIFAR10.facts.test)):
+            table = pa.table({"img": [pngs[i % 500] for i in range(count)], "label": [i % 10 for i in range(count)]})
+            pq.write_table(table, home / f"{part}-0.parquet")
+        yield Path(folder)
+
+
+def bf16_units() -> list[str]:
+    """What this CPU computes bfloat16 with, as Linux names it."""
+    info = Path("/proc/cpuinfo")
+    words = set(info.read_text().split()) if info.exists() else set()
+    return [unit for unit in ("amx_bf16", "avx512_bf16", "bf16") if unit in words]
+
+
+def machine() -> str:
+    return (
+        f"machine  {device_name(CPU)}, {os.cpu_count()} cores, bf16 units: {', '.join(bf16_units()) or 'none'}, "
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, Python {platform.python_version()}"
+    )
+
+
+def spread(ratios: list[float]) -> str:
+    return f"{median(ratios):5.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+
+
+def compare(folder: Path, depths: list[int], turns: int) -> None:
+    """One line a depth: medians of the images a second, and of the ratio of each turn to the plain loop beside it."""
+    found = pixels(Data.CIFAR10, folder)
+    print(f"images a second, batch {BATCH}, gamma and beta train; medians of {turns} turns, ratios to plain (min-max)")
+    print(f"{'depth':>5}  {'plain':>8}  {'fp32':>8}  {'ratio':18}  {'bf16':>8}  {'ratio':18}")
+    for depth in depths:
+        workers = plain.best_workers(depth, BATCH, most=2)
+        loops = [plain.Loop(depth, BATCH, workers)]
+        loops += [Ours(trial(depth, BATCH, precision, found), folder) for precision in (Precision.FP32, Precision.BF16)]
+        steps = max(1, round(SECONDS / loops[0].run(1)))
+        seconds = [[loop.run(steps) for loop in loops] for _ in range(turns)]
+        speed = [BATCH * steps / median(each) for each in zip(*seconds, strict=True)]
+        fp32, bf16 = (spread([turn[0] / turn[i] for turn in seconds]) for i in (1, 2))
+        print(
+            f"{depth:5}  {speed[0]:8.0f}  {speed[1]:8.0f}  {fp32:18}  {speed[2]:8.0f}  {bf16:18}  "
+            f"(plain with {workers} DataLoader processes, {steps} steps a turn)",
+            flush=True,
+        )
+
+
+def deep(folder: Path, batch: int, steps: int) -> dict[str, float]:
+    """Peak memory and seconds a step of 866 layers; the first step, which chooses kernels, is not timed."""
+    of = trial(866, batch, Precision.FP32, pixels(Data.CIFAR10, folder))
+    loop = Ours(of, folder)
+    forget_peak(CPU)
+    seconds = [loop.run(1) for _ in range(steps)]
+    return {
+        "parameters": sum(p.numel() for p in loop.engine.module.parameters()),
+        "trained": sum(p.numel() for p in trained(loop.engine.module).values()),
+        "seconds": median(seconds),
+        "fastest": min(seconds),
+        "slowest": max(seconds),
+        "memory": peak_memory(CPU) or 0,
+    }
+
+
+def alone(folder: Path, batch: int, steps: int) -> dict[str, float]:
+    """`deep` in a process of its own, so that its peak is its own."""
+    command = [sys.executable, __file__, "--data", str(folder), "--steps", str(steps), "--one", str(batch)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with CIFAR-10; random images where it is not given")
+    parser.add_argument("--depth", type=int, nargs="+", default=list(DEPTHS), help="layers (default: 20 110)")
+    parser.add_argument("--turns", type=int, default=7, help="repetitions of each loop (default: 7)")
+    parser.add_argument("--threads", type=int, help="cores that torch uses (default: all)")
+    parser.add_argument("--deep", action="store_true", help="866 layers instead: seconds a step and peak memory")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps of --deep (default: 3)")
+    parser.add_argument("--one", type=int, metavar="BATCH", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    if given.one:
+        print(json.dumps(deep(given.data, given.one, given.steps)))
+        return
+    print(machine())
+    print(f"data     {given.data or 'random images, for want of --data'}")
+    if not bf16_units():
+        print("note     this CPU has no bf16 units: bfloat16 is emulated here, and its ratios speak of this CPU only")
+    with images(given.data) as folder:
+        if not given.deep:
+            compare(folder, given.depth, given.turns)
+            return
+        for batch in (32, 128):
+            found = alone(folder, batch, given.steps)
+            print(
+                f"866 layers, {found['parameters']:,} parameters, {found['trained']:,} trained, fp32, batch {batch}: "
+                f"{found['seconds']:.1f} s a step ({found['fastest']:.1f}-{found['slowest']:.1f}), "
+                f"peak memory {found['memory'] / 2**30:.1f} GiB",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

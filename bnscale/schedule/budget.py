@@ -1,0 +1,215 @@
+"""What a trial will cost, before it runs: seconds, memory, disk.
+
+Operations and saved activations are counted, not guessed: the training step runs once on fake tensors,
+which have shapes and no storage. Seconds come from a timed step of a small network of the same shape on
+the machine at hand. A ResNet's costs are affine in the number of blocks, so deep networks are
+extrapolated from two shallow ones, exactly in operations and bytes.
+"""
+
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from bnscale.engine import Gang
+from bnscale.engine.local import LocalEngine
+from bnscale.engine.objective import Objective
+from bnscale.networks import build, trained
+from bnscale.networks.norm import BatchNorm
+from bnscale.probes import HISTOGRAM_BINS, TABLES, Cadence, Probe
+from bnscale.probes.snapshot import EVALUATION_BATCH
+from bnscale.trial import Network, Trainable, Trial
+
+FLOAT = 4  # bytes
+SHALLOW, DEEPER = 8, 14  # layers of the two networks that are counted and timed
+EVALUATIONS = {"curve": 1, "clamp": 2}  # passes over every part of the data that a reading takes
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Of one trial."""
+
+    seconds: float  # of one worker, alone on its cores or its GPU
+    memory: int  # bytes of main memory of one worker at its peak
+    on_gpu: int  # bytes of GPU memory of one worker at its peak; 0 without a GPU
+    disk: int  # bytes when it has finished
+
+
+@dataclass(frozen=True)
+class Work:
+    """Counted on one training step; all but `blocks` are affine in depth."""
+
+    flops: float  # forward and backward, a multiply-add as two
+    forward: float  # flops of the forward pass
+    saved: float  # bytes kept for the backward pass
+    parameters: float
+    trained: float
+    buffers: float  # values in running statistics
+    norms: float  # norm layers
+
+    def extrapolated(self, deeper: "Work", steps: float) -> "Work":
+        """This plus `steps` times what `deeper` has more."""
+        ours = ((getattr(self, f.name), getattr(deeper, f.name)) for f in fields(self))
+        return Work(*(a + steps * (b - a) for a, b in ours))
+
+
+def work(trial: Trial) -> Work:
+    """Operations, bytes and parameters of one training step of the whole batch."""
+    shallow = _counted(_shape(trial, depth=min(trial.depth, SHALLOW)))
+    if trial.depth <= SHALLOW:
+        return shallow
+    assert trial.network is Network.RESNET, "say how another family grows with depth"
+    return shallow.extrapolated(_counted(_shape(trial, depth=DEEPER)), (trial.depth - SHALLOW) / (DEEPER - SHALLOW))
+
+
+def _shape(trial: Trial, **changes: Any) -> Trial:
+    """The trial less what its cost does not depend on, so that counts and timings are shared."""
+    fixed = {"seed": 0, "lr": 0.1, "milestones": (), "warmup": 0.0, "momentum": 0.9, "epochs": None, "steps": 1}
+    return type(trial)(**(trial.model_dump() | fixed | changes))
+
+
+@lru_cache(maxsize=256)
+def _counted(trial: Trial) -> Work:
+    facts = trial.data.facts
+    with FakeTensorMode():
+        network = build(trial)
+        objective = Objective(network, trial.precision)
+        images_NCHW = torch.zeros(trial.batch, facts.channels, facts.side, facts.side)
+        labels_N = torch.zeros(trial.batch, dtype=torch.long)
+        kept: dict[int, Tensor] = {}  # alive until the end, so that no storage's number is used twice
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept.setdefault(tensor.untyped_storage()._cdata, tensor)
+            return tensor
+
+        with FlopCounterMode(display=False) as forward, saved_tensors_hooks(keep, lambda t: t):
+            loss = objective(images_NCHW, labels_N)
+        with FlopCounterMode(display=False) as backward:
+            if loss.requires_grad:
+                loss.backward()
+        mine = {p.untyped_storage()._cdata for p in network.parameters()}
+        saved = sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in mine)
+        return Work(
+            flops=forward.get_total_flops() + backward.get_total_flops(),
+            forward=forward.get_total_flops(),
+            saved=saved,
+            parameters=sum(p.numel() for p in network.parameters()),
+            trained=sum(p.numel() for p in trained(network).values()),
+            buffers=sum(b.numel() for b in network.buffers()),
+            norms=sum(isinstance(m, BatchNorm) for m in network.modules()),
+        )
+
+
+class Pace:
+    """Seconds of a training step on this machine, by timing two shallow networks of each shape once."""
+
+    def __init__(self, device: torch.device, threads: int) -> None:
+        self.device = device
+        self.threads = threads
+        self._timed: dict[Trial, float] = {}
+
+    def step(self, trial: Trial) -> float:
+        """Seconds of one update of the whole batch by one worker.
+
+        What is timed is the cheapest relative of the trial: width 1, gamma and beta trained, with its
+        data, batch and precision. Width and what trains then count by their operations.
+        """
+        narrow = {"width": 1, "trainable": Trainable.BN}
+        shallow, deeper = (self._time(_shape(trial, depth=depth, **narrow)) for depth in (SHALLOW, DEEPER))
+        seconds = shallow + max(deeper - shallow, 0.0) * (trial.depth - SHALLOW) / (DEEPER - SHALLOW)
+        return seconds * work(trial).flops / work(_shape(trial, depth=trial.depth, **narrow)).flops
+
+    def _time(self, trial: Trial) -> float:
+        if trial not in self._timed:
+            self._timed[trial] = _time(trial, self.device, self.threads)
+        return self._timed[trial]
+
+
+def _time(trial: Trial, device: torch.device, threads: int) -> float:
+    """The fastest of three steps after one that warms up; random images serve."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        facts = trial.data.facts
+        engine = LocalEngine(build(trial), trial, Gang(device=device), None)
+        images_NCHW = torch.randn(trial.batch, facts.channels, facts.side, facts.side, device=device)
+        images_NCHW = images_NCHW.to(memory_format=torch.channels_last)
+        labels_N = torch.zeros(trial.batch, dtype=torch.long, device=device)
+        seconds = []
+        for _ in range(4):
+            start = time.perf_counter()
+            loss = engine(images_NCHW, labels_N)
+            engine.backward(loss)
+            engine.step(trial.lr)
+            loss.item()  # waits for a GPU
+            seconds.append(time.perf_counter() - start)
+        return min(seconds[1:])
+    finally:
+        torch.set_num_threads(before)
+
+
+def forecast(trial: Trial, probes: dict[Probe, Cadence], pace: Pace, workers: int, *, gpu: bool) -> Forecast:
+    """What one trial will take, trained by `workers` workers, on GPUs or not."""
+    counted = work(trial)
+    step = pace.step(trial)
+    facts = trial.data.facts
+    images = min(facts.train - trial.validation, facts.test) + facts.test + trial.validation
+    evaluation = step * counted.forward / counted.flops * images / trial.batch
+    passes = sum(EVALUATIONS.get(probe.__name__, 0) * cadence.readings(trial) for probe, cadence in probes.items())
+    training = round(_training_memory(trial, counted, workers))
+    host = round(_process() + _data(trial))
+    return Forecast(
+        seconds=(trial.total_steps * step + passes * evaluation) / workers,
+        memory=host if gpu else host + training,
+        on_gpu=round(_data(trial)) + training if gpu else 0,
+        disk=round(_disk(trial, counted, probes)),
+    )
+
+
+def _data(trial: Trial) -> float:
+    """Bytes of the whole data set as uint8."""
+    facts = trial.data.facts
+    return (facts.train + facts.test) * facts.side**2 * facts.channels
+
+
+def _training_memory(trial: Trial, counted: Work, workers: int) -> float:
+    """Weights, gradients, momentum, what backward needs, and the few maps that live beside that for a moment."""
+    weights = FLOAT * (counted.parameters + 2 * counted.trained + counted.buffers)
+    widest = FLOAT * 16 * trial.width * trial.data.facts.side**2  # one image's largest map
+    return weights + counted.saved / workers + 4 * widest * max(trial.batch / workers, EVALUATION_BATCH)
+
+
+@lru_cache
+def _process() -> float:
+    """Bytes of a worker before it holds a trial: this process, which has imported the same libraries."""
+    return psutil.Process(os.getpid()).memory_info().rss
+
+
+def _disk(trial: Trial, counted: Work, probes: dict[Probe, Cadence]) -> float:
+    """Trained weights and running statistics, and rows at 8 bytes a value: an upper bound, for Parquet compresses."""
+    rows = 0.0
+    for probe, cadence in probes.items():
+        by_layer = {"gamma": counted.norms, "sparsity": counted.norms, "gamma_histogram": HISTOGRAM_BINS}
+        columns = len(fields(TABLES[probe.__name__])) if probe.__name__ in TABLES else 8
+        rows += cadence.readings(trial) * by_layer.get(probe.__name__, 3) * columns * 8
+    return FLOAT * (counted.trained + counted.buffers) + rows
+
+
+def total(forecasts: Iterable[Forecast]) -> Forecast:
+    """Of a study: seconds and disk add up; memory is the largest trial's."""
+    each = list(forecasts)
+    return Forecast(
+        sum(f.seconds for f in each),
+        max((f.memory for f in each), default=0),
+        max((f.on_gpu for f in each), default=0),
+        sum(f.disk for f in each),
+    )

@@ -1,0 +1,107 @@
+"""What a study file declares: a grid in two sizes, what measures it, and what its paper claims."""
+
+import inspect
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bnscale.probes import Cadence, Probe
+from bnscale.report import Claim, Figure
+from bnscale.trial import Refusal, near
+
+MOST = 100_000  # trials of one study; a larger grid is a slip of the pen
+
+
+def grid(**axes: Iterable[Any]) -> list[dict[str, Any]]:
+    """The product of some axes as a list of dicts, so that `+`, comprehensions and `if` make larger grids.
+
+    Raises `Refusal` for an empty axis and for a value that stands twice.
+    """
+    values = {name: list(each) for name, each in axes.items()}
+    for name, each in values.items():
+        check_axis(name, each)
+    if math.prod(map(len, values.values())) > MOST:
+        raise Refusal(f"grid of {', '.join(values)}: has {math.prod(map(len, values.values())):,} cells; {MOST:,} at most")
+    return [dict(zip(values, cell, strict=True)) for cell in itertools.product(*values.values())]
+
+
+def check_axis(name: str, values: Sequence[Any]) -> None:
+    if not values:
+        raise Refusal(f"{name}: the axis is empty; give it at least one value")
+    for value, times in Counter(values).items():
+        if times > 1:
+            raise Refusal(f"{name} {value}: stands {times} times on its axis; name each value once")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One size of a study. `scientific` axes are the question, `nuisance` axes are tuned away on held-out images."""
+
+    fixed: dict[str, Any]  # what the conclusion holds for
+    scientific: list[dict[str, Any]]
+    nuisance: list[dict[str, Any]]
+    seeds: Sequence[int]
+    note: str = ""  # what a reader of its report must know first, such as that the data is not the paper's
+
+    def setting(self, axis: str, values: list[Any]) -> "Preset":
+        """The preset with one axis narrowed, widened or fixed.
+
+        On a scientific axis, values that the grid has keep their cells, a new one gets the cells that all
+        others have, and parts of the grid that do not vary the axis are left out.
+        """
+        check_axis(axis, values)
+        if axis == "seed":
+            return replace(self, seeds=values)
+        for name in ("scientific", "nuisance"):
+            cells = [cell for cell in getattr(self, name) if axis in cell]
+            if cells:
+                return replace(self, **{name: _set_axis(cells, axis, values)})
+        if len(values) == 1:
+            return replace(self, fixed=self.fixed | {axis: values[0]})
+        return replace(self, scientific=[cell | {axis: value} for cell in self.scientific for value in values])
+
+    @property
+    def axes(self) -> list[str]:
+        """Names of the scientific axes."""
+        return list(dict.fromkeys(name for cell in self.scientific for name in cell))
+
+    @property
+    def nuisances(self) -> list[str]:
+        return list(dict.fromkeys(name for cell in self.nuisance for name in cell))
+
+
+def _set_axis(cells: list[dict[str, Any]], axis: str, values: list[Any]) -> list[dict[str, Any]]:
+    rests: dict[Any, list[dict[str, Any]]] = {}
+    for cell in cells:
+        rests.setdefault(cell[axis], []).append({k: v for k, v in cell.items() if k != axis})
+    shared = [rest for rest in next(iter(rests.values())) if all(rest in other for other in rests.values())]
+    return [{axis: value} | rest for value in values for rest in rests.get(value, shared)]
+
+
+@dataclass(frozen=True)
+class Study:
+    """One question: its grid in two sizes, what measures it, and what its paper claims."""
+
+    name: str
+    doc: str  # the docstring of its file: question, prediction, what would refute it
+    paper: Preset  # the paper's own grid
+    laptop: Preset  # minutes on two cores, offline
+    probes: dict[Probe, Cadence]
+    claims: Sequence[Claim]
+    figures: Sequence[Figure]
+
+    def preset(self, name: str) -> Preset:
+        presets = {"laptop": self.laptop, "paper": self.paper}
+        if name not in presets:
+            raise Refusal(f"preset {name}: must be one of {', '.join(presets)}{near(name, list(presets))}")
+        return presets[name]
+
+    def main(self) -> None:
+        """The command line of a study file."""
+        from bnscale.study.command import main  # the command line stands on the declaration
+
+        main(self, Path(inspect.stack()[1].filename))

@@ -1,0 +1,139 @@
+"""From a preset to trials, and from trials to the ones whose nuisance axes were chosen."""
+
+import itertools
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bnscale.study.declare import MOST, Preset, check_axis
+from bnscale.trial import Refusal, Trial, near, parse
+
+if TYPE_CHECKING:
+    from bnscale.query import Session
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A trial with its place in a study."""
+
+    trial: Trial
+    cell: str  # "depth=14 trainable=bn": the scientific axes
+    nuisance: str  # "lr=0.1"
+
+
+def plan(preset: Preset, pixels: dict[Any, Any]) -> list[Planned]:
+    """Every trial of a preset, each once. Raises `Refusal` for the first that cannot be run.
+
+    `pixels` says, by data set, whether its images on this machine went through JPEG.
+    """
+    count = len(preset.scientific) * len(preset.nuisance) * len(preset.seeds)
+    if count > MOST:
+        raise Refusal(f"grid: has {count:,} trials; {MOST:,} at most; narrow it with --set")
+    axes, nuisances = preset.axes, preset.nuisances
+    planned: dict[str, Planned] = {}
+    for cell, nuisance, seed in itertools.product(preset.scientific, preset.nuisance, preset.seeds):
+        values = preset.fixed | cell | nuisance | {"seed": seed}
+        trial = Trial(**({"pixels": pixels.get(values.get("data"))} | values))
+        if len(preset.nuisance) > 1 and not trial.validation:
+            raise Refusal(
+                f"validation 0: {', '.join(nuisances)} has {len(preset.nuisance)} values and no training images are "
+                "held out to choose among them, and test images choose nothing; hold some out with "
+                f"--set validation=..., or narrow with --set {nuisances[0]}=..."
+            )
+        planned.setdefault(trial.id, Planned(trial, _said(trial, axes), _said(trial, nuisances)))
+    return list(planned.values())
+
+
+def _said(trial: Trial, names: list[str]) -> str:
+    return " ".join(f"{name}={getattr(trial, name)}" for name in names)
+
+
+def settings(texts: Iterable[str]) -> dict[str, list[Any]]:
+    """`depth=14,32` to a field and its values. Raises `Refusal` for what is no field."""
+    fields = list(Trial.model_fields)
+    found: dict[str, list[Any]] = {}
+    for text in texts:
+        name, equals, values = text.partition("=")
+        if not equals:
+            raise Refusal(f"--set {text}: must be field=value or field=value,value; for example --set depth=14,32")
+        if name not in fields:
+            raise Refusal(f"--set {name}: no such field{near(name, fields)} The fields of a trial: {', '.join(fields)}")
+        found[name] = [parse(Trial, name, value.strip()) for value in values.split(",") if value.strip()]
+        check_axis(f"--set {name}", found[name])
+    return found
+
+
+def commit(folder: Path) -> str | None:
+    """Git commit of the code in `folder`, with a `+` where it was changed since; None outside of git."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True).stdout
+
+    try:
+        return git("rev-parse", "HEAD").strip() + ("+" if git("status", "--porcelain", "-uno").strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+CHOSEN = """
+with
+-- one row per finished trial: what it reached at its last step
+final as (
+    select
+        trial,
+        arg_max_null(accuracy, curve.step) filter (where split = 'validation') as validation,
+        arg_max_null(accuracy, curve.step) filter (where split = 'test') as test
+    from curve
+    join trials using (trial)
+    where outcome = 'finished'
+    group by trial
+),
+
+-- one row per cell and value of the nuisance axes
+tried as (
+    select
+        cell,
+        nuisance,
+        count(*) filter (where outcome = 'diverged') as n_diverged,
+        avg(validation) as validation
+    from plan
+    left join trials using (trial)
+    left join final using (trial)
+    group by cell, nuisance
+),
+
+-- one row per cell: a value at which no seed diverged comes first, then the best on held-out training images
+best as (
+    select
+        cell,
+        first(nuisance order by n_diverged = 0 desc, validation desc nulls last, nuisance) as nuisance
+    from tried
+    group by cell
+)
+
+-- one row per trial whose nuisance axes were chosen and which has a result; accuracy is null where it diverged
+select
+    trial,
+    nuisance,
+    test as accuracy
+from plan
+join best using (cell, nuisance)
+join trials using (trial)
+left join final using (trial)
+where outcome in ('finished', 'diverged')
+order by trial
+"""
+
+
+def relate(session: "Session", planned: list[Planned]) -> None:
+    """Give a session the study's own two tables: `plan`, all its trials, and `chosen`, the ones that answer,
+    with their test accuracy at the end.
+
+    `chosen` is decided on held-out training images alone; where a nuisance axis has one value, by that.
+    """
+    columns = {name: [getattr(each, name) for each in planned] for name in ("cell", "nuisance")}
+    session.relate("plan", {"trial": [each.trial.id for each in planned]} | columns)
+    answer = session.sql(CHOSEN)
+    session.relate("chosen", {name: [row[i] for row in answer.rows] for i, name in enumerate(answer.columns)})

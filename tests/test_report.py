@@ -1,0 +1,603 @@
+"""The report: claims are judged by numbers that are there, figures draw what is there, the page stands alone."""
+
+import datetime
+import io
+import math
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+from rich.console import Console
+
+from bnscale.report import claims, figures, page
+from bnscale.report.claims import Claim, Judged, Standing, Verdict, judge, queries
+from bnscale.report.figures import Along, Figure, PaperPoint, Scale, Series
+from bnscale.trial import Refusal
+
+# --- a session and a study's SQL, as small as they get --------------------------------------------
+
+
+class Answer:
+    def __init__(self, columns: list[str], rows: list[tuple]) -> None:
+        self.columns, self.rows = columns, rows
+
+    def dicts(self) -> list[dict[str, Any]]:
+        return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+
+
+class Session:
+    def __init__(self) -> None:
+        self.database = duckdb.connect()
+
+    def sql(self, text: str) -> Answer:
+        result = self.database.execute(text)
+        return Answer([column[0] for column in result.description], result.fetchall())
+
+
+@pytest.fixture
+def session():
+    session = Session()
+    yield session
+    session.database.close()
+
+
+def claim(**changes: Any) -> Claim:
+    return Claim(
+        **{
+            "sentence": "BatchNorm alone reaches 82 % at 866 layers.",
+            "source": "Frankle et al. 2021, abstract",
+            "query": "deepest",
+            "paper": 0.82,
+            "unit": "%",
+            "band": (0.78, 0.86),
+            "reason": "Four points either way.",
+            "standing": Standing.FOUND,
+            "needs": 3,
+        }
+        | changes
+    )
+
+
+def measured(session: Session, sql: str, **changes: Any) -> Judged:
+    return judge(claim(**changes), session, queries(f"-- name: deepest\n-- one row\n{sql};"))
+
+
+# --- claims ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "select 0.82 as measured, 3 as n where false",
+        "select null as measured, 5 as n",
+        "select 'nan'::double as measured, 5 as n",
+        "select 'inf'::double as measured, 5 as n",
+        "select 0.82 as measured, 2 as n",
+        "select 0.82 as measured, null as n",
+    ],
+)
+def test_without_a_number_from_enough_seeds_nothing_is_reproduced(session, sql):
+    everything = (-math.inf, math.inf)
+    assert measured(session, sql, band=everything).verdict is Verdict.NOT_ENOUGH_DATA
+
+
+def test_a_number_from_too_few_seeds_is_shown_all_the_same(session):
+    judged = measured(session, "select 0.82 as measured, 2 as n")
+    assert (judged.measured_text, judged.n_text) == ("82.0 %", "2 of 3")
+
+
+@pytest.mark.parametrize(
+    ("number", "verdict"),
+    [
+        ("0.78", Verdict.REPRODUCED),
+        ("0.86", Verdict.REPRODUCED),
+        ("0.7799999", Verdict.NOT_REPRODUCED),
+        ("0.8600001", Verdict.NOT_REPRODUCED),
+    ],
+)
+@pytest.mark.parametrize("kind", ["double", "decimal(9, 7)"])
+def test_the_ends_of_a_band_belong_to_it(session, number, verdict, kind):
+    assert measured(session, f"select {number}::{kind} as measured, 3 as n").verdict is verdict
+
+
+def test_a_band_may_be_open_at_an_end(session):
+    at_least = {"unit": "pt", "paper": None, "band": (0.0, math.inf)}
+    assert measured(session, "select 0.3 as measured, 3 as n", **at_least).verdict is Verdict.REPRODUCED
+    assert measured(session, "select -0.001 as measured, 3 as n", **at_least).verdict is Verdict.NOT_REPRODUCED
+    assert claim(**at_least).band_text == "at least 0 pt"
+
+
+@given(some.floats(0, 1))
+def test_a_written_number_is_on_the_same_side_of_the_band_as_the_number(value):
+    judged = Judged(claim(), value, None, None, 3, Verdict.REPRODUCED, "")
+    written = float(judged.measured_text.removesuffix(" %")) / 100
+    assert claim().holds(written) == claim().holds(value) or abs(written - value) < 1e-9
+
+
+def test_the_papers_number_keeps_the_digits_the_paper_gave():
+    assert [claim(paper=paper).paper_text for paper in (0.82, 0.697, 1.0, None)] == ["82 %", "69.7 %", "100 %", "–"]
+    assert claim(standing=Standing.DIGITISED).standing_text == "≈, digitised"
+    assert claim(paper=None).standing_text == "not recovered"
+
+
+def test_intervals_are_written_from_low_to_high_with_the_digits_of_their_middle(session):
+    judged = measured(session, "select 0.8012 as measured, 0.7949 as low, 0.8101 as high, 5 as n")
+    assert (judged.measured_text, judged.interval_text) == ("80.1 %", "79.5–81.0")
+    judged = measured(
+        session, "select -0.0112 as measured, -0.0349 as low, 0.01 as high, 5 as n", unit="pt", paper=None, band=(-1, 0)
+    )
+    assert (judged.measured_text, judged.interval_text) == ("−1.1 pt", "−3.5 to +1.0")
+    assert measured(session, "select 0.8 as measured, null as low, 'nan'::double as high, 5 as n").interval_text == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"band": (0.86, 0.78)}, "band"),
+        ({"band": (math.nan, 0.78)}, "band"),
+        ({"paper": 82.0}, "82 % is 0.82"),
+        ({"band": (78.0, 86.0)}, "78 % is 0.78"),
+        ({"standing": "certain"}, "found, digitised"),
+        ({"needs": 0}, "at least 1"),
+    ],
+)
+def test_a_claim_that_cannot_be_judged_is_refused(changes, says):
+    with pytest.raises(Refusal, match=re.escape(says)):
+        claim(**changes)
+
+
+@pytest.mark.parametrize(
+    ("sql", "says"),
+    [
+        ("select 82.0 as measured, 3 as n", "82 % is 0.82"),
+        ("select 0.8 as accuracy, 3 as n", "no measured"),
+        ("select 0.8 as measured", "no n"),
+        ("select unnest([0.8, 0.9]) as measured, 3 as n", "2 rows"),
+        ("select 'high' as measured, 3 as n", "must be a number"),
+        ("select true as measured, 3 as n", "must be a number"),
+    ],
+)
+def test_a_query_that_does_not_answer_its_claim_is_refused(session, sql, says):
+    with pytest.raises(Refusal, match=re.escape(says)):
+        measured(session, sql)
+
+
+def test_a_claim_about_a_query_that_is_not_there_names_the_nearest():
+    with pytest.raises(Refusal, match="did you mean deepest"):
+        judge(claim(query="depest"), None, queries("-- name: deepest\nselect 1"))  # type: ignore[arg-type]
+
+
+def test_every_verdict_is_counted_also_the_one_nobody_has(session):
+    counted = claims.tally([measured(session, "select 0.82 as measured, 3 as n")])
+    assert counted == {Verdict.REPRODUCED: 1, Verdict.NOT_REPRODUCED: 0, Verdict.NOT_ENOUGH_DATA: 0}
+
+
+# --- the .sql file --------------------------------------------------------------------------------
+
+
+def test_a_file_of_queries_is_read_by_name_with_comment_and_sql():
+    found = queries(
+        "-- Analysis of a study.\n\n-- name: one\n-- What it is.\n-- one row\nselect 1  -- the number;\n  as a;\n\n"
+        "-- name: two\nwith t as (\n    -- one row per thing\n    select 2\n)\n\nselect * from t\n"
+    )
+    assert list(found) == ["one", "two"]
+    assert found["one"] == ("What it is.\none row", "select 1  -- the number;\n  as a")
+    assert found["two"] == ("", "with t as (\n    -- one row per thing\n    select 2\n)\n\nselect * from t")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("-- name: a\nselect 1;\n-- name: a\nselect 2;", "named on line 1 and again on line 3"),
+        ("-- name: a\n-- only words\n-- name: b\nselect 2;", "query a (line 1): has no SQL"),
+        ("select 1;\n-- name: a\nselect 2;", "SQL without a name"),
+        ("-- name: Two words\nselect 2;", "lower-case"),
+        ("-- name: ../../escape\nselect 2;", "lower-case"),
+    ],
+)
+def test_a_file_of_queries_that_cannot_be_read_is_refused_with_its_line(text, says):
+    with pytest.raises(Refusal, match=re.escape(says)):
+        queries(text)
+
+
+# --- figures --------------------------------------------------------------------------------------
+
+STYLES = [Series("all", "All parameters", figures.BLUE), Series("bn", "BatchNorm", figures.VERMILION)]
+ACCURACY = {
+    "x": "depth",
+    "y": "accuracy",
+    "series": "trainable",
+    "styles": STYLES,
+    "xlabel": "Depth",
+    "ylabel": "Test accuracy",
+    "unit": "%",
+}
+CURVES = ACCURACY | {"scale": Scale.LOG, "along": Along.GRID}
+COLUMNS = ["trainable", "depth", "accuracy", "low", "high", "diverged"]
+
+
+def cell(trainable: str, depth: int, accuracy: float | None, diverged: float = 0.0) -> tuple:
+    if accuracy is None:
+        return (trainable, depth, None, None, None, diverged)
+    return (trainable, depth, accuracy, accuracy - 0.01, accuracy + 0.01, diverged)
+
+
+def figure(draw: Any, **changes: Any) -> Figure:
+    return Figure(
+        **{"title": "Accuracy", "query": "accuracy", "caption": "Mean.", "draw": draw, "source": "After a paper"}
+        | changes
+    )
+
+
+def sheet_of(draw: Any, rows: list[tuple], columns: list[str] = COLUMNS) -> Any:
+    return figures.render(figure(draw), Answer(columns, rows), "python study.py")  # type: ignore[arg-type]
+
+
+def words(sheet: Any) -> str:
+    inside = [text for axes in sheet.axes for text in axes.texts]
+    legends = [text for legend in sheet.legends for text in legend.get_texts()]
+    below = [sheet._supxlabel] if sheet._supxlabel else []
+    return "\n".join(text.get_text() for text in [*sheet.texts, *inside, *legends, *below])
+
+
+@pytest.mark.parametrize("missing", ["no row", "null", "nan"])
+def test_a_missing_cell_is_a_gap_in_a_curve_and_never_a_zero(missing):
+    rows = [cell("all", depth, 0.9) for depth in (8, 14, 20, 32)] + [cell("bn", depth, 0.5) for depth in (8, 14, 32)]
+    rows += {"no row": [], "null": [cell("bn", 20, None)], "nan": [cell("bn", 20, math.nan)]}[missing]
+    (axes,) = sheet_of(figures.curves(**CURVES, low="low", high="high"), rows).axes
+    drawn = {
+        colour: line.get_xydata()
+        for line in axes.lines
+        if line.get_marker() == "None" and (colour := line.get_color()) in (figures.BLUE, figures.VERMILION)
+        and len(line.get_xdata()) == 4
+    }  # fmt: skip
+    assert drawn[figures.BLUE][:, 1].tolist() == [0.9] * 4
+    assert drawn[figures.VERMILION][:, 0].tolist() == [8, 14, 20, 32]
+    assert [math.isnan(y) for y in drawn[figures.VERMILION][:, 1]] == [False, False, True, False]
+
+
+def test_readings_over_time_break_only_where_a_reading_is_missing():
+    rows = [cell("all", step, 0.5) for step in range(6)] + [
+        cell("bn", step, 0.4 if step else None) for step in (0, 2, 4)
+    ]
+    (axes,) = sheet_of(figures.curves(**CURVES | {"along": Along.TIME, "scale": Scale.LINEAR}), rows).axes
+    values = next(list(line.get_ydata()) for line in axes.lines if line.get_color() == figures.VERMILION)
+    assert math.isnan(values[0])
+    assert values[1:] == [0.4, 0.4]
+
+
+def test_a_missing_cell_has_no_bar_and_says_so():
+    rows = [cell("all", 8, 0.9), cell("all", 14, 0.9), cell("bn", 8, 0.5), cell("bn", 14, None)]
+    sheet = sheet_of(figures.bars(**ACCURACY, low="low", high="high"), rows)
+    (axes,) = sheet.axes
+    assert sorted(bar.get_height() for bar in axes.patches) == [0.5, 0.9, 0.9]
+    assert words(sheet).count("no data") == 1
+
+
+def test_a_missing_bin_is_a_gap_in_a_histogram():
+    columns = ["left", "right", "share", "trainable", "depth"]
+    rows = [(0.0, 0.1, 0.5, "bn", 8), (0.1, 0.2, None, "bn", 8), (0.2, 0.3, 0.2, "bn", 8), (0.4, 0.5, 0.3, "bn", 8)]
+    draw = figures.histograms(
+        left="left", right="right", share="share", series="trainable", styles=STYLES, panel="depth",
+        panel_title="ResNet-{}", xlabel="|γ|", ylabel="Share",
+    )  # fmt: skip
+    (axes,) = sheet_of(draw, rows, columns).axes
+    outline = axes.lines[0].get_xydata()
+    assert sorted(bar.get_height() for bar in axes.patches) == [0.2, 0.3, 0.5]
+    assert [x for x, y in outline if math.isnan(y)] == [0.1, 0.2, 0.3]
+    assert axes.get_title(loc="left") == "ResNet-8"
+
+
+def test_each_value_of_the_panel_column_has_its_own_panel():
+    quantiles = ("q05", "q25", "q50", "q75", "q95")
+    columns = ["layer", "trainable", "depth", *quantiles]
+    rows = [(layer, "bn", depth, 0.0, 0.1, 0.2, 0.3, 0.4) for depth in (8, 14, 20, 32) for layer in range(depth)]
+    draw = figures.bands(
+        x="layer", quantiles=quantiles, series="trainable", styles=STYLES, panel="depth", panel_title="ResNet-{}",
+        xlabel="Layer", ylabel="|γ|", unit="",
+    )  # fmt: skip
+    sheet = sheet_of(draw, rows, columns)
+    assert [axes.get_title(loc="left") for axes in sheet.axes] == [f"ResNet-{depth}" for depth in (8, 14, 20, 32)]
+    assert [len(axes.lines[-2].get_xdata()) for axes in sheet.axes] == [8, 14, 20, 32]
+
+
+def test_a_figure_without_a_reading_says_what_to_run():
+    for rows in ([], [cell("bn", 8, None), cell("bn", 14, math.nan)]):
+        for draw in (figures.curves(**CURVES), figures.bars(**ACCURACY)):
+            said = words(sheet_of(draw, rows))
+            assert "no data yet" in said
+            assert "python study.py" in said
+
+
+def test_the_papers_points_are_hollow_and_named_apart_from_ours():
+    paper = [PaperPoint("bn", 8, 0.5, Standing.FOUND), PaperPoint("bn", 14, 0.6, Standing.DIGITISED)]
+    sheet = sheet_of(figures.curves(**CURVES, paper=paper), [cell("bn", 8, 0.4), cell("bn", 14, 0.5)])
+    (axes,) = sheet.axes
+    hollow = [line.get_xydata()[0].tolist() for line in axes.lines if line.get_markerfacecolor() == figures.GROUND]
+    assert hollow == [[8, 0.5], [14, 0.6]]
+    said = words(sheet)
+    assert "measured" in said
+    assert "paper (found)" in said
+    assert "paper (≈, digitised)" in said
+
+
+def test_series_that_nobody_styled_are_drawn_and_styled_ones_without_data_are_named():
+    said = words(sheet_of(figures.curves(**CURVES), [cell("none", 8, 0.1), cell("all", 8, 0.9)]))
+    assert "none" in said.splitlines()
+    assert "no data yet: BatchNorm" in said
+
+
+def test_a_diverged_share_is_marked_and_no_share_is_not():
+    rows = [cell("bn", 8, 0.5), cell("bn", 14, None, diverged=0.4)]
+    assert "× 40 %" in words(sheet_of(figures.curves(**CURVES, diverged="diverged"), rows))
+    assert "×" not in words(sheet_of(figures.curves(**CURVES, diverged="diverged"), rows[:1]))
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "says"),
+    [
+        ([("bn", 8, 0.5)], ["trainable", "dept", "accuracy"], "did you mean dept"),
+        ([("bn", 8, 0.5), ("bn", 8, 0.6)], COLUMNS[:3], "several rows with one depth"),
+        ([("bn", 8, "high")], COLUMNS[:3], "is no number"),
+        ([("bn", None, 0.5)], COLUMNS[:3], "has no place"),
+    ],
+)
+def test_an_answer_that_cannot_be_drawn_is_refused(rows, columns, says):
+    with pytest.raises(Refusal, match=says):
+        sheet_of(figures.curves(**CURVES), rows, columns)
+
+
+def test_drawing_leaves_matplotlib_as_it_was():
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    figures.svg(sheet_of(figures.curves(**CURVES), [cell("bn", 8, 0.5)]), "accuracy")
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_the_same_answer_draws_the_same_bytes():
+    rows = [cell("all", 8, 0.9), cell("bn", 8, 0.5)]
+    first, second = (
+        figures.svg(sheet_of(figures.curves(**CURVES, low="low", high="high"), rows), "a") for _ in range(2)
+    )
+    assert first == second
+
+
+@given(some.lists(some.floats(0, 1), min_size=1, max_size=8))
+def test_labels_stand_apart_in_order_and_move_only_where_they_must(heights):
+    gap = 0.1
+    placed = figures.spread(heights, gap)
+    in_order = [placed[index] for index in sorted(range(len(heights)), key=lambda index: heights[index])]
+    assert all(above - below > gap - 1e-9 for below, above in pairwise(in_order))
+    assert all(-1e-9 <= height <= 1 + 1e-9 for height in placed)
+    ranked = sorted(heights)
+    if all(above - below > gap for below, above in pairwise(ranked)):
+        assert placed == heights
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+EVIL = "<script>alert('bn')</script>"
+
+SQL = """\
+-- name: deepest
+-- one row
+select 0.82 as measured, 0.81 as low, 0.83 as high, 5 as n;
+
+-- name: accuracy
+-- one row per trainable set and depth, where a < b
+select * from (values ('bn', 8, 0.5), ('<script>alert(''bn'')</script>', 8, 0.6)) as t (trainable, depth, accuracy)
+where depth < 100;
+
+-- name: later
+select * from (values ('bn', 8, 0.5)) as t (trainable, depth, accuracy) where false;
+"""
+
+
+def written(folder: Path, session: Session, **changes: Any) -> str:
+    found = queries(SQL)
+    arguments: dict[str, Any] = {
+        "title": f"How far? {EVIL}",
+        "doc": f"How far? {EVIL}\n\n    After a paper {EVIL}.\n\n    Question     What {EVIL}\n",
+        "preset": "laptop",
+        "run": "python studies/x.py",
+        "claims": [judge(claim(sentence=f"It is so. {EVIL}"), session, found)],
+        "figures": [
+            figure(figures.curves(**CURVES), caption=f"Mean. {EVIL}"),
+            figure(figures.curves(**CURVES), query="later"),
+        ],
+        "session": session,
+        "queries": found,
+        "provenance": {"Data": "digits", "Hosts": EVIL},
+        "notes": [f"Measured on digits. {EVIL}"],
+        "damaged": [f"part-0.parquet: truncated {EVIL}"],
+    }
+    return page.write(folder, **arguments | changes).read_text()
+
+
+class Links(HTMLParser):
+    """Everything in a page that a browser would load or run, and its text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.targets: list[str] = []
+        self.tags: set[str] = set()
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        loading = ("src", "href", "xlink:href", "srcset", "data", "action", "poster")
+        self.targets += [value or "" for name, value in attrs if name in loading]
+        assert not any(name.startswith("on") for name, _ in attrs)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_loads_nothing_but_itself_and_links_only_to_files_beside_it(tmp_path, session):
+    html = written(tmp_path, session)
+    links = Links(html)
+    assert links.tags.isdisjoint({"script", "link", "iframe", "object", "embed", "img", "base"})
+    assert "@import" not in html
+    assert not re.search(r"url\((?!#)", html)
+    assert any(target.startswith("#") for target in links.targets)
+    for target in links.targets:
+        assert target.startswith("#") or (tmp_path / target).is_file(), target
+
+
+def test_every_drawing_refers_to_its_own_shapes(tmp_path, session):
+    html = written(tmp_path, session)
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:href="|url\()#([^")]+)', html)) <= set(ids)
+
+
+def test_text_from_data_stays_text(tmp_path, session):
+    html = written(tmp_path, session)
+    assert "<script" not in html
+    assert Links(html).text.count(EVIL) >= 9  # title, heading, doc, claim, caption, data, provenance, note, damaged
+
+
+def test_the_sql_behind_every_figure_and_claim_is_in_the_page_and_beside_it(tmp_path, session):
+    text = Links(written(tmp_path, session)).text
+    for query in queries(SQL).values():
+        assert query.text in text
+    assert page.PROVENANCE in text
+    beside = queries((tmp_path / "queries.sql").read_text())
+    assert beside == queries(SQL)
+
+
+def test_the_page_shows_claim_numbers_band_standing_and_verdict(tmp_path, session):
+    text = Links(written(tmp_path, session)).text
+    for said in ("82 %", "found", "82.0 %", "81.0–83.0", "78–86 %", "reproduced", "Four points either way."):
+        assert said in text
+
+
+def test_every_figure_lies_beside_the_page_as_png_and_svg(tmp_path, session):
+    written(tmp_path, session)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "accuracy.png", "accuracy.svg", "later.png", "later.svg", "queries.sql", "report.html",
+    ]  # fmt: skip
+    png = (tmp_path / "accuracy.png").read_bytes()
+    assert png.startswith(b"\x89PNG")
+    assert int.from_bytes(png[16:20]) > 1500
+    assert "http://www.w3.org/2000/svg" in (tmp_path / "accuracy.svg").read_text()
+
+
+def test_a_report_that_cannot_be_finished_leaves_the_last_one_whole(tmp_path, session, monkeypatch):
+    written(tmp_path, session)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(page.os, "fsync", full)
+    with pytest.raises(Refusal, match="No space left on device"):
+        written(tmp_path, session, preset="paper")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_report_that_cannot_be_written_is_refused(tmp_path, session):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Refusal, match="choose another folder"):
+        written(tmp_path / "file" / "report", session)
+
+
+def test_two_figures_of_one_query_are_refused_before_anything_is_written(tmp_path, session):
+    with pytest.raises(Refusal, match="two figures"):
+        written(tmp_path / "report", session, figures=[figure(figures.curves(**CURVES))] * 2)
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_docstring_keeps_its_terms_and_its_columns():
+    doc = """Title
+
+    Words that
+    run on.
+
+    Question     Freeze every weight.
+                 And then?
+    Refuted by   a curve that falls.
+
+        python x.py plan      hours
+        python x.py           runs
+    """
+    assert page.paragraphs(doc, "Title") == [
+        page.Paragraph("text", "Words that run on."),
+        page.Paragraph(
+            "terms", terms=[("Question", "Freeze every weight. And then?"), ("Refuted by", "a curve that falls.")]
+        ),
+        page.Paragraph("lines", "python x.py plan      hours\npython x.py           runs"),
+    ]
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_the_terminal_shows_every_claim_whole_in_plain_lines(session, width):
+    judged = [
+        measured(session, "select 0.8012 as measured, 0.7949 as low, 0.8101 as high, 5 as n"),
+        measured(session, "select null as measured, 1 as n", standing=Standing.DIGITISED),
+        measured(
+            session,
+            "select -0.2 as measured, -0.31 as low, -0.1 as high, 5 as n",
+            unit="pt",
+            paper=None,
+            band=(0.1, math.inf),
+        ),
+    ]
+    file = io.StringIO()
+    Console(file=file, width=width).print(page.terminal(judged))
+    said = file.getvalue()
+    assert "\x1b" not in said
+    assert max(map(len, said.splitlines())) <= width
+    for part in ("80.1 %", "79.5–81.0", "1 of 3", "≈, digitised", "−31.0 to −10.0", "at least +10 pt", *Verdict):
+        assert part in said
+    assert "…" not in said
+
+
+# --- provenance -----------------------------------------------------------------------------------
+
+
+def test_provenance_counts_every_planned_trial_once_and_no_other(session):
+    session.database.execute(
+        "create table trials (trial text, outcome text, data_title text, commit text, bnscale text, python text, "
+        "torch text, ray text, deepspeed text, host text, device text, precision text, seconds double, workers int, "
+        "started timestamptz, ended timestamptz)"
+    )
+    session.database.execute("create table plan (depth int, trial text)")
+    start = datetime.datetime(2026, 11, 20, 10, tzinfo=datetime.UTC)
+    for index, outcome in enumerate(["finished", "finished", "diverged", "failed", None, "finished"]):
+        values = [
+            f"t{index}",
+            outcome,
+            "digits",
+            "3f9c2d1+",
+            "0.1.0",
+            "3.12",
+            "2.15.0",
+            "2.60.0",
+            None,
+            f"node{index % 2}",
+        ]
+        values += ["cpu", "fp32", 1800.0, 2, start, None if outcome is None else start + datetime.timedelta(hours=3)]
+        session.database.execute(f"insert into trials values ({', '.join('?' * len(values))})", values)
+    for trial in ("t0", "t1", "t2", "t3", "t4", "t4", "not_begun"):  # t5 is another study's
+        session.database.execute("insert into plan values (8, ?)", [trial])
+    told = page.provenance(session, "results")  # type: ignore[arg-type]
+    assert told["Trials"] == "6 planned: 2 finished, 1 diverged, 1 failed, 1 unfinished, 1 missing"
+    assert told["Training time"] == "2.5 h (5.0 h counting each worker)"
+    assert told["When"] == "2026-11-20 10:00 UTC to 2026-11-20 13:00 UTC"
+    assert told["Hosts"] == "node0, node1"
+    assert told["Store"] == "results"
+    assert told["Data"] == "digits"
+    assert "not committed" in told["Commit"]
+    assert "deepspeed" not in told["Versions"]
+
+    session.database.execute("delete from trials")
+    assert page.provenance(session, "results")["Trials"] == "6 planned: 6 missing"  # type: ignore[arg-type]

@@ -1,0 +1,435 @@
+"""The schedule, with real Ray and toy trials: what they leave in files is the evidence.
+
+A toy trial takes its `total_steps` in steps of 20 ms, keeps its step in a checkpoint file, and does to itself what its
+seed asks for.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from ray import cloudpickle
+
+from bnscale.engine import Gang
+from bnscale.schedule.budget import Forecast
+from bnscale.schedule.progress import Watch
+from bnscale.schedule.tune import GIB, Cluster, Node, connect, run
+from bnscale.train import Job, Progress
+from bnscale.trial import (
+    Augmentation,
+    Data,
+    Network,
+    NormInit,
+    Outcome,
+    Pixels,
+    Precision,
+    Refusal,
+    Trainable,
+    Trial,
+)
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not import tests
+
+RAISES, DIES, SLOW, DIVERGES, DIES_ALWAYS = 101, 102, 103, 104, 105  # seeds that mean something to the toy
+
+
+class Toy:
+    """A `Loop` without networks. Every worker appends to <store>/<trial>.<rank>."""
+
+    def run(self, job: Job, gang: Gang, threads: int, stop: Callable[[], bool]) -> Iterator[Progress]:
+        trial, total = job.trial, job.trial.total_steps
+        assert torch.get_num_threads() == threads
+        evidence = Path(job.store) / f"{trial.id}.{gang.rank}"
+        checkpoint = Path(job.store) / f"{trial.id}.checkpoint"
+        first = not evidence.exists()
+        step = int(checkpoint.read_text()) if checkpoint.exists() else 0
+        told = f"began {step} {os.getpid()} {time.time()}"
+        with evidence.open("a") as file:
+            print(told, file=file, flush=True)
+            while step < total:
+                time.sleep(0.02)
+                self._meet(job, gang, step)
+                step += 1
+                # Only the worker that does not lead, where there is one.
+                if gang.rank == gang.workers - 1 and step == 3:
+                    if trial.seed == RAISES:
+                        raise ArithmeticError("the toy broke")
+                    if trial.seed == DIES_ALWAYS or (trial.seed == DIES and first):
+                        os.kill(os.getpid(), signal.SIGKILL)
+                if gang.leads:
+                    checkpoint.write_text(str(step))
+                if stop():
+                    print(f"saved {step}", file=file)
+                    return
+                accuracy = trial.lr * step / total
+                yield Progress(step, total, step / 2, total / 2, 1.0, accuracy, None)
+            print(f"ended {step}", file=file)
+        outcome = Outcome.DIVERGED if trial.seed == DIVERGES else Outcome.FINISHED
+        yield Progress(step, total, step / 2, total / 2, 1.0, trial.lr, outcome)
+
+    def fail(self, job: Job, error: str) -> None:
+        with (Path(job.store) / f"{job.trial.id}.failed").open("a") as file:
+            print(error, file=file)
+
+    def host(self, address: str, workers: int) -> tuple[str, int]:
+        return address, 1
+
+    def join(self, rank: int, workers: int, address: str, port: int, device: torch.device) -> Gang:
+        return Gang(rank, workers, torch.device("cpu"))
+
+    @staticmethod
+    def _meet(job: Job, gang: Gang, step: int) -> None:
+        """A collective: waits for the other workers, and breaks when one of them is gone."""
+        folder = Path(job.store)
+        (folder / f"{job.trial.id}.at.{gang.rank}").write_text(f"{step} {os.getpid()}")
+        for other in set(range(gang.workers)) - {gang.rank}:
+            while True:
+                try:
+                    at, pid = map(int, (folder / f"{job.trial.id}.at.{other}").read_text().split())
+                except (OSError, ValueError):
+                    at = pid = -1
+                if pid > 0 and at >= step and psutil.pid_exists(pid):
+                    break
+                if pid > 0 and at == step - 1 and not psutil.pid_exists(pid):
+                    raise RuntimeError("connection closed by peer")
+                time.sleep(0.005)
+
+
+def job(folder: Path, seed: int, steps: int = 4, lr: float = 0.5, trainable: Trainable = Trainable.BN) -> Job:
+    trial = Trial(
+        data=Data.DIGITS,
+        pixels=Pixels.ORIGINAL,
+        validation=137,
+        augmentation=Augmentation.NONE,
+        network=Network.RESNET,
+        depth=8,
+        width=1,
+        norm_init=NormInit.UNIFORM,
+        trainable=trainable,
+        batch=650,  # two steps an epoch
+        norm_batch=650,
+        epochs=None,
+        steps=steps,
+        lr=lr,
+        milestones=(),
+        lr_drop=0.1,
+        warmup=0.0,
+        momentum=0.9,
+        weight_decay=0.0,
+        precision=Precision.FP32,
+        seed=seed,
+    )
+    return Job(trial, {}, str(folder), str(folder), "", 0)
+
+
+def foresee(jobs: list[Job]) -> dict[str, Forecast]:
+    """The higher the learning rate, the longer the trial."""
+    return {each.trial.id: Forecast(seconds=100 * each.trial.lr, memory=GIB // 2, on_gpu=0, disk=0) for each in jobs}
+
+
+class Listener(Watch):
+    """Keeps every word."""
+
+    def __init__(self, jobs: list[Job]) -> None:
+        super().__init__({trial: each.seconds for trial, each in foresee(jobs).items()})
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def study(
+    jobs: list[Job], cluster: Cluster, workers: int, threads: int, rivals: dict[str, str] | None = None
+) -> tuple[dict[str, Outcome | None], list[str]]:
+    with Listener(jobs) as watch:
+        outcomes = run(
+            jobs,
+            foresee(jobs),
+            cluster,
+            workers=workers,
+            threads=threads,
+            rivals=rivals,
+            watch=watch,
+            mend="the same again",
+            loop=Toy(),
+        )
+    return outcomes, watch.said
+
+
+def told(each: Job, rank: int = 0) -> list[list[str]]:
+    """What a worker of a trial wrote, in words."""
+    path = Path(each.store) / f"{each.trial.id}.{rank}"
+    return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def failure(each: Job) -> str:
+    return (Path(each.store) / f"{each.trial.id}.failed").read_text()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with connect("local") as found:
+        yield found
+
+
+# --- one worker a trial ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def alone(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """One run, one trial at a time: trials that end well, one that raises, one killed in a step."""
+    folder = tmp_path_factory.mktemp("alone")
+    jobs = {
+        "short": job(folder, 1, lr=0.1),
+        "long": job(folder, 2, lr=0.9),
+        "middle": job(folder, 3, lr=0.5),
+        "raises": job(folder, RAISES, lr=0.4),
+        "diverges": job(folder, DIVERGES, lr=0.3),
+        "dies": job(folder, DIES, steps=6, lr=0.05),
+    }
+    before = set(Path.cwd().iterdir())
+    outcomes, said = study(list(jobs.values()), cluster, workers=1, threads=cluster.cpus)
+    littered = set(Path.cwd().iterdir()) - before
+    return jobs | {
+        "outcomes": {name: outcomes[each.trial.id] for name, each in jobs.items()},
+        "said": said,
+        "littered": littered,
+    }
+
+
+def test_every_trial_ends_once_and_says_how(alone: dict[str, Any]) -> None:
+    assert alone["outcomes"] == {
+        "short": Outcome.FINISHED,
+        "long": Outcome.FINISHED,
+        "middle": Outcome.FINISHED,
+        "raises": Outcome.FAILED,
+        "diverges": Outcome.DIVERGED,
+        "dies": Outcome.FINISHED,
+    }
+    for name in ("short", "long", "middle", "diverges"):
+        assert [line[0] for line in told(alone[name])] == ["began", "ended"], name
+
+
+def test_the_longest_trial_begins_first(alone: dict[str, Any]) -> None:
+    began = {name: float(told(alone[name])[0][3]) for name in alone["outcomes"]}
+    assert sorted(began, key=lambda name: began[name]) == ["long", "middle", "raises", "diverges", "short", "dies"]
+
+
+def test_a_warm_worker_serves_trial_after_trial(alone: dict[str, Any]) -> None:
+    pids = {told(alone[name])[0][2] for name in alone["outcomes"]}
+    assert len(pids) == 1
+    assert int(pids.pop()) != os.getpid()
+
+
+def test_an_error_of_the_code_is_recorded_and_not_tried_again(alone: dict[str, Any]) -> None:
+    assert len(told(alone["raises"])) == 1
+    assert failure(alone["raises"]).count("ArithmeticError: the toy broke") == 1
+
+
+def test_a_killed_worker_s_trial_goes_on_from_its_checkpoint(alone: dict[str, Any]) -> None:
+    (_, at, first, _), (_, again, second, _), ended = told(alone["dies"])
+    assert (at, again) == ("0", "2")  # it died in its third step
+    assert first != second
+    assert ended == ["ended", "6"]
+    assert sum("died" in line for line in alone["said"]) == 1
+
+
+def test_a_run_leaves_nothing_in_the_working_directory(alone: dict[str, Any]) -> None:
+    assert not alone["littered"]
+
+
+def test_successive_halving_stops_the_worse_trial_of_its_own_group_only(cluster: Cluster, tmp_path: Path) -> None:
+    jobs = {
+        "best": job(tmp_path, 1, steps=120, lr=0.9),
+        "worse": job(tmp_path, 2, steps=120, lr=0.3),
+        "other group": job(tmp_path, 3, steps=120, lr=0.1),
+        "keeps dying": job(tmp_path, DIES_ALWAYS, steps=4, lr=0.05),
+    }
+    rivals = {each.trial.id: "one" if name in ("best", "worse") else name for name, each in jobs.items()}
+    outcomes, _ = study(list(jobs.values()), cluster, workers=1, threads=cluster.cpus, rivals=rivals)
+    assert {name: outcomes[each.trial.id] for name, each in jobs.items()} == {
+        "best": Outcome.FINISHED,
+        "worse": None,
+        "other group": Outcome.FINISHED,
+        "keeps dying": Outcome.FAILED,
+    }
+    assert told(jobs["worse"])[-1][0] == "saved"
+    assert "a worker died 4 times" in failure(jobs["keeps dying"])
+
+
+# --- gangs ----------------------------------------------------------------------------------------
+
+
+def test_a_gang_is_raised_once_dies_whole_and_is_raised_again(cluster: Cluster, tmp_path: Path) -> None:
+    if cluster.cpus < 2:
+        pytest.skip("a gang of two needs two CPUs")
+    jobs = {
+        "first": job(tmp_path, 1, lr=0.9),
+        "second": job(tmp_path, 2, lr=0.8),
+        "dies": job(tmp_path, DIES, steps=6, lr=0.7),
+        "raises": job(tmp_path, RAISES, lr=0.6),
+        "after": job(tmp_path, 3, lr=0.5),
+        "nothing to train": job(tmp_path, 4, lr=0.1, trainable=Trainable.NONE),
+    }
+    outcomes, _ = study(list(jobs.values()), cluster, workers=2, threads=cluster.cpus // 2)
+    assert {name: outcomes[each.trial.id] for name, each in jobs.items()} == {
+        "first": Outcome.FINISHED,
+        "second": Outcome.FINISHED,
+        "dies": Outcome.FINISHED,
+        "raises": Outcome.FAILED,
+        "after": Outcome.FINISHED,
+        "nothing to train": Outcome.FINISHED,
+    }
+    pids = {
+        name: [{line[2] for line in told(each, rank) if line[0] == "began"} for rank in (0, 1)]
+        for name, each in jobs.items()
+    }
+    lead, member = pids["first"]
+    assert lead != member
+    assert pids["first"] == pids["second"]  # warm
+    assert [len(each) for each in pids["dies"]] == [2, 2]  # the leading worker was replaced too
+    assert [line[1] for line in told(jobs["dies"]) if line[0] == "began"] == ["0", "2"]
+    assert failure(jobs["raises"]).count("ArithmeticError: the toy broke") == 1
+    assert pids["after"] != pids["raises"]  # a broken gang serves nobody
+    assert told(jobs["nothing to train"], rank=1) == []
+    everyone = {int(pid) for both in pids.values() for rank in both for pid in rank}
+    assert not _alive(everyone)
+
+
+# --- the driver -----------------------------------------------------------------------------------
+
+
+DRIVER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_tune import SLOW, Toy, connect, foresee, job, run
+from bnscale.schedule.progress import Watch
+from pathlib import Path
+jobs = [job(Path(sys.argv[2]), SLOW, steps=1000, lr=0.9), job(Path(sys.argv[2]), 1, lr=0.1)]
+with connect("local") as cluster, Watch({trial: f.seconds for trial, f in foresee(jobs).items()}) as watch:
+    try:
+        run(jobs, foresee(jobs), cluster, workers=1, threads=cluster.cpus, rivals=None, watch=watch,
+            mend="do it again", loop=Toy())
+    except KeyboardInterrupt:
+        code = 130
+sys.exit(code)
+"""
+
+
+@contextlib.contextmanager
+def driver(folder: Path, began: int) -> Iterator[tuple[subprocess.Popen[str], set[int]]]:
+    """A driver in its own process group, as a terminal has it, and all its processes, when its trial has begun."""
+    slow = job(folder, SLOW, steps=1000, lr=0.9)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    process = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(Path(__file__).parent), str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    family = {process.pid}
+    try:
+        deadline = time.monotonic() + 100
+        while len([line for line in told(slow) if line[0] == "began"]) < began:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        time.sleep(0.3)
+        family |= {each.pid for each in psutil.Process(process.pid).children(recursive=True)}
+        assert len(family) > 3  # Ray's servers and a worker
+        yield process, family
+    finally:
+        for pid in _alive(family):
+            os.kill(pid, signal.SIGKILL)
+        process.communicate()
+
+
+def _alive(pids: set[int]) -> set[int]:
+    """Those still there after a while."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        here = set()
+        for pid in pids:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                    here.add(pid)
+        if not here:
+            return here
+        time.sleep(0.2)
+    return here
+
+
+def test_after_the_death_of_the_driver_nothing_runs_on_and_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+    slow = job(tmp_path, SLOW, steps=1000, lr=0.9)
+    with driver(tmp_path, began=1) as (process, family):
+        process.kill()
+        process.wait()
+        assert not _alive(family)
+    with driver(tmp_path, began=2) as (process, family):
+        os.killpg(process.pid, signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert not _alive(family)
+    begins = [int(line[1]) for line in told(slow) if line[0] == "began"]
+    assert len(begins) == 2
+    assert begins[1] > 0
+    assert told(slow)[-1][0] == "saved"
+    assert int(told(slow)[-1][1]) > begins[1]
+    assert "stopping: saving checkpoints" in output
+    assert "do it again" in output
+    assert errors == ""  # Ray's own noise is silenced
+    assert "ray" not in output.lower()
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+def test_an_address_where_nobody_answers_is_refused() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        free = server.getsockname()[1]
+    with (
+        pytest.raises(Refusal, match=rf"address 127\.0\.0\.1:{free}: no Ray cluster answers.*ray start"),
+        connect(f"127.0.0.1:{free}"),
+    ):
+        pass
+    with pytest.raises(Refusal, match=r"address ray://somewhere:10001: .*host:port"), connect("ray://somewhere:10001"):
+        pass
+
+
+def test_a_trial_that_fits_no_part_of_the_cluster_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    small = Cluster("", True, False, [Node(2, 0, 4 * GIB), Node(2, 0, 4 * GIB)])
+    each = job(tmp_path, 1)
+
+    def ask(workers: int, threads: int, memory: int) -> None:
+        forecast = {each.trial.id: Forecast(seconds=1.0, memory=memory, on_gpu=0, disk=0)}
+        run(
+            [each],
+            forecast,
+            small,
+            workers=workers,
+            threads=threads,
+            rivals=None,
+            watch=Listener([each]),
+            mend="",
+            loop=Toy(),
+        )
+
+    with pytest.raises(Refusal, match=rf"{each.trial.id}: needs 1 worker of 1 CPUs and 8.0 GiB"):
+        ask(workers=1, threads=1, memory=5 * GIB)
+    with pytest.raises(Refusal, match=r"needs 1 worker of 3 CPUs .* the cluster has 2 x \(2 CPUs, 0 GPUs, 4.0 GiB\)"):
+        ask(workers=1, threads=3, memory=GIB)
+    with pytest.raises(Refusal, match="needs 5 workers"):
+        ask(workers=5, threads=1, memory=GIB)
+    assert not list(tmp_path.iterdir())
