@@ -9,8 +9,7 @@ import os
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -19,8 +18,15 @@ from typing import Any
 import duckdb
 from scipy.special import stdtrit
 
-from bnscale.store import Manifest, Store, columns_of, damage, flaw
+from bnscale.store import Manifest, Part, Store, columns_of, damage, flaw
 from bnscale.trial import Refusal, Trial, near
+
+MEMORY = "2GiB"  # of one query; the rest of the machine is training
+PATIENCE = 3  # looks at a store that changes, before a file that is not there counts as damage
+
+_MARK = "bnscale_export"  # a table that only our exports have
+_WAY_OUT = "its rows cannot be read; --skip-damaged leaves such files out"
+_FILE_ERRORS = (duckdb.IOException, duckdb.InvalidInputException, duckdb.SerializationException)
 
 # What `cells` asks of the table `curve`, also in a store where no trial has read anything yet.
 _CURVE = {"step": "bigint", "split": "varchar", "accuracy": "double"}
@@ -30,7 +36,7 @@ _READINGS = """
 create or replace view "{table}" as
 select {columns}
 from read_parquet(
-    getvariable('files of {table}'), hive_partitioning = true, hive_types_autocast = false, union_by_name = {union}
+    [{files}], hive_partitioning = true, hive_types_autocast = false, union_by_name = {union}
 )"""
 
 # One row per setting: every field of a trial but its seed.
@@ -44,15 +50,15 @@ with last_reading as (
     where outcome = 'finished'
     group by trial, split
 ),
-final as (
+by_trial as (
     -- one row per trial; accuracies of finished trials only
     select
         trials.*,
-        test.accuracy as test_accuracy,
-        validation.accuracy as validation_accuracy
+        tested.accuracy as test_accuracy,
+        validated.accuracy as validation_accuracy
     from trials
-    left join last_reading as test on test.trial = trials.trial and test.split = 'test'
-    left join last_reading as validation on validation.trial = trials.trial and validation.split = 'validation'
+    left join last_reading as tested on tested.trial = trials.trial and tested.split = 'test'
+    left join last_reading as validated on validated.trial = trials.trial and validated.split = 'validation'
 ),
 over_seeds as (
     -- one row per setting
@@ -68,7 +74,7 @@ over_seeds as (
         count(validation_accuracy) as validation_n,
         avg(validation_accuracy) as validation_mean,
         stddev_samp(validation_accuracy) / sqrt(count(validation_accuracy)) as validation_error
-    from final
+    from by_trial
     group by {fields}
 )
 -- one row per setting; low and high bound the mean at 95 %, and are null for fewer than two readings
@@ -101,7 +107,9 @@ class Answer:
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
         numeric = [bool(re.match(r".*INT|DOUBLE|FLOAT|DECIMAL", kind)) and "[" not in kind for kind in self.types]
         padded = [
-            "  ".join(cell.rjust(w) if right else cell.ljust(w) for cell, w, right in zip(line, widths, numeric, strict=True))
+            "  ".join(
+                cell.rjust(w) if right else cell.ljust(w) for cell, w, right in zip(line, widths, numeric, strict=True)
+            )
             for line in lines
         ]
         return "\n".join(line.rstrip() for line in [padded[0], "  ".join("-" * w for w in widths), *padded[1:]])
@@ -121,17 +129,17 @@ class Answer:
 class Session:
     """Asks a store. Made by `open`; not for use by several threads at once."""
 
-    def __init__(
-        self, store: Store, tables: dict[str, type], seconds: float, rows: int, skip_damaged: bool
-    ) -> None:
-        self.damaged: list[str] = []
+    def __init__(self, store: Store, tables: dict[str, type], seconds: float, rows: int, skip_damaged: bool) -> None:
+        self.damaged: list[str] = []  # what could not be read, to be said beside every answer
         self._store, self._tables, self._seconds, self._rows = store, tables, seconds, rows
+        self._check = damage if skip_damaged else flaw
         self._skip_damaged = skip_damaged
         self._related: dict[str, list[str]] = {}
         self._connection = duckdb.connect()
-        self._refresh()
         root = os.path.realpath(store.root)
         for setting, value in {
+            "memory_limit": MEMORY,
+            "temp_directory": "",  # a query that needs more ends, and does not fill the disk
             "python_enable_replacements": False,
             "autoinstall_known_extensions": False,
             "autoload_known_extensions": False,
@@ -140,40 +148,42 @@ class Session:
             "lock_configuration": True,
         }.items():
             self._connection.execute(f"set {setting} = $value", {"value": value})
+        self._refresh()
 
     def sql(self, text: str) -> Answer:
-        """Answer one statement that reads. Raises `Refusal` for one that writes, is wrong, or takes too long."""
-        statement = _reading(text)
-        for chance in (1, 2, 3):
-            try:
-                return self._ask(statement)
-            except _Gone as gone:
-                # The files that a trial's end has merged are gone: its new manifest names others.
-                before = self._broken
-                self._refresh()
-                if chance == 3 or self._broken == before != {}:
-                    raise Refusal(str(gone)) from None
-        raise AssertionError("unreachable")
+        """Answer one statement that reads. Raises `Refusal` for one that writes, is wrong, or asks for too much."""
+        query = _reading(self._connection, text)
+        try:
+            return self._ask(query)
+        except (_Unreadable, *_FILE_ERRORS):
+            self._refresh()  # a trial that ended has merged its files: its new manifest names others
+        try:
+            return self._ask(query)
+        except _Unreadable as unreadable:
+            raise Refusal(str(unreadable)) from None
+        except _FILE_ERRORS as error:
+            found = [f"{path}: {wrong}" for *_, path, part in self._named() if (wrong := damage(path, part))]
+            if found:
+                raise Refusal(f"{found[0]}; {_WAY_OUT}") from None
+            raise Refusal(f"query: {_gist(error)}") from None
 
     def relate(self, name: str, columns: dict[str, list[Any]]) -> None:
         """Add a small table under this name, or replace it. A column named as one of `trials` has its type."""
         assert name not in self._views, f"{name} is a view"
+        assert len({len(values) for values in columns.values()}) == 1, f"{name}: columns of different lengths"
         known = {column: kind for column, kind, *_ in self._connection.execute("describe trials").fetchall()}
         types = {column: known.get(column) or _type(values) for column, values in columns.items()}
-        declared = ", ".join(f'"{column}" {kind}' for column, kind in types.items())
-        self._connection.execute(f'create or replace table "{name}" ({declared})')
-        plain = [[value.value if isinstance(value, Enum) else value for value in values] for values in columns.values()]
-        assert len({len(values) for values in plain}) == 1, f"{name}: columns differ in length"
-        if plain[0]:
-            picked = ", ".join(f"unnest(${i}::{kind}[])" for i, kind in enumerate(types.values(), 1))
-            self._connection.execute(f'insert into "{name}" select {picked}', plain)
+        plain = [[each.value if isinstance(each, Enum) else each for each in values] for values in columns.values()]
+        picked = ", ".join(f'unnest(${i}::{types[column]}[]) as "{column}"' for i, column in enumerate(columns, 1))
+        self._connection.execute(f'create or replace table "{name}" as select {picked}', plain)
         self._related[name] = list(columns)
 
     def export(self, path: str | Path) -> None:
         """Write a DuckDB file with a table for every view. Raises `Refusal` where another file would be lost."""
         path = Path(path)
-        if path.exists() and not _exported(path):
-            raise Refusal(f"export {path}: is there and is no export of bnscale; choose another name or move it away")
+        if path.exists() and not _is_export(path):
+            raise Refusal(f"export {path}: exists and is no export of bnscale; choose another name")
+        self._refresh()
         self._readable(set(self._views))
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
@@ -182,42 +192,254 @@ class Session:
                 _fill(file, self._store, self._manifests, self._tables, self._files)
                 for view in self._views:
                     file.execute(f'create table main."{view}" as from views."{view}"')
-                file.execute("create table main.bnscale_export as select 1 as format")
+                file.execute(f"create table main.{_MARK} as select 1 as format")
                 file.execute("use main; drop schema views cascade")
             os.replace(temporary, path)
         except (duckdb.Error, OSError) as error:
-            raise Refusal(f"export {path}: cannot be written ({_first_line(error)}); choose another place") from None
+            raise Refusal(f"export {path}: cannot be written ({_gist(error)}); choose another place") from None
         finally:
             for leftover in (temporary, temporary.with_name(temporary.name + ".wal")):
                 with suppress(OSError):
                     leftover.unlink(missing_ok=True)
 
-    # --- what the store holds ---------------------------------------------------------------------
+    # --- the store's files ------------------------------------------------------------------------
+
+    def _named(self) -> list[tuple[str, str, Path, Part]]:
+        """Table, trial, path and promise of every file that counts."""
+        return [
+            (table, manifest.trial, self._store.folder(table, manifest.trial) / part.file, part)
+            for manifest in self._manifests
+            for table, parts in manifest.parts.items()
+            for part in parts
+        ]
 
     def _refresh(self) -> None:
-        """Read the manifests and name the files that count."""
-        store = self._store
-        manifests = store.manifests()
-        if any(flaw(path, part) for _, path, part in _named(store, manifests)):
-            manifests = store.manifests()  # a trial may have ended between the manifest and the look at its files
-        check = damage if self._skip_damaged else flaw
+        """Read the manifests anew, and look at each file they name."""
+        for _ in range(PATIENCE):
+            self._manifests = self._store.manifests()
+            wrong = [(*each, self._check(*each[2:])) for each in self._named()]
+            if not any(reason for *_, reason in wrong):
+                break  # else a trial may have ended between its manifest and its files: look again
+        self._files: dict[str, list[tuple[str, str]]] = {}  # table to trial and path
         self._broken: dict[str, list[str]] = {}  # table to what is wrong with its files
-        self._files: dict[str, list[str]] = {}
-        for table, path, part in _named(store, manifests):
-            wrong = check(path, part)
-            if wrong:
-                self._broken.setdefault(table, []).append(f"{path}: {wrong}, {part.rows} rows")
+        for table, trial, path, part, reason in wrong:
+            if reason:
+                self._broken.setdefault(table, []).append(f"{path}: {reason} ({part.rows} rows)")
             else:
-                self._files.setdefault(table, []).append(_literal(os.path.realpath(path)))
-        self._manifests = manifests
-        self.damaged = [reason for _, reason in store.damaged]
-        self._views = _fill(self._connection, store, manifests, self._tables, self._files)
-        if self._skip_damaged:
-            self.damaged += [each for broken in self._broken.values() for each in broken]
+                self._files.setdefault(table, []).append((trial, _literal(os.path.realpath(path))))
+        self._views, odd = _fill(self._connection, self._store, self._manifests, self._tables, self._files)
+        skipped = [each for broken in self._broken.values() for each in broken] if self._skip_damaged else []
+        self.damaged = [reason for _, reason in self._store.damaged] + odd + skipped
 
     def _readable(self, names: set[str]) -> None:
-        if self._skip_damaged:
-            return
-        for table in sorted(names | {"curve"} if "cells" in names else names):
-            for wrong in self._broken.get(table, []):
-                raise _Gone(f"table {table}: {wrong} cannot be read; leave damaged files out with --skip-damaged")
+        for table in names | {"curve"} if "cells" in names else names:
+            if table in self._broken and not self._skip_damaged:
+                raise _Unreadable(f"table {table}: {self._broken[table][0]}; {_WAY_OUT}")
+
+    # --- one question -----------------------------------------------------------------------------
+
+    def _ask(self, query: str) -> Answer:
+        connection = self._connection
+        watch = threading.Timer(self._seconds, connection.interrupt)
+        watch.start()
+        try:
+            self._readable({view for view in self._views if re.search(rf"\b{view}\b", query, re.IGNORECASE)})
+            connection.execute("begin transaction read only")
+            try:
+                asked = connection.execute(query)
+                columns = [name for name, *_ in asked.description or []]
+                types = [str(kind) for _, kind, *_ in asked.description or []]
+                rows = asked.fetchmany(self._rows + 1)  # DuckDB streams: the rest is never made
+            finally:
+                connection.execute("rollback")
+        except duckdb.InterruptException:
+            raise Refusal(
+                f"query: took longer than {self._seconds:g} s and was stopped; ask for less, or give it more seconds"
+            ) from None
+        except duckdb.OutOfMemoryException:
+            raise Refusal(f"query: needs more than {MEMORY} of memory; aggregate earlier, or join on a key") from None
+        except _FILE_ERRORS:
+            raise
+        except duckdb.Error as error:
+            raise Refusal(self._explained(error)) from None
+        finally:
+            watch.cancel()
+        if len(rows) > self._rows:
+            raise Refusal(f"query: has more than {self._rows:,} rows; add `limit {self._rows}`, or aggregate")
+        return Answer(columns, types, rows, list(self.damaged))
+
+    def _explained(self, error: duckdb.Error) -> str:
+        """DuckDB's complaint, with the near name among ours."""
+        said = str(error)
+        tables = self._views | self._related
+        if match := re.search(r"Table with name (\S+) does not exist", said):
+            return f"table {match[1]}: no such table{near(match[1], list(tables))} The tables: {', '.join(tables)}"
+        if match := re.search(r'column (?:named )?"([^"]+)"', said):
+            names = re.findall(r'"([^"]+)"', said.partition("Candidate bindings")[2])
+            columns = names + sorted({column for each in tables.values() for column in each})
+            return f"column {match[1]}: no such column in these tables{near(match[1], columns)} See: describe <table>"
+        if isinstance(error, duckdb.TransactionException):
+            return "statement writes: results are read-only"
+        if isinstance(error, duckdb.PermissionException):
+            return f"query: {_gist(error)}; a query reads nothing but its store"
+        return f"query: {_gist(error)}"
+
+
+class _Unreadable(Exception):
+    """A file that a question needs is not as its manifest says."""
+
+
+def open(
+    store: str | Path,
+    tables: dict[str, type] | None = None,
+    seconds: float = 60,
+    rows: int = 100_000,
+    *,
+    skip_damaged: bool = False,
+) -> Session:
+    """A session over a store as it is now. `tables`: the dataclass of each table, for tables without a row yet.
+
+    `skip_damaged` reads every file to verify it, and leaves the damaged ones out. Raises `Refusal` for no store.
+    """
+    return Session(Store.existing(store), tables or {}, seconds, rows, skip_damaged)
+
+
+# --- views ------------------------------------------------------------------------------------------
+
+
+def _fill(
+    connection: duckdb.DuckDBPyConnection,
+    store: Store,
+    manifests: list[Manifest],
+    tables: dict[str, type],
+    files: dict[str, list[tuple[str, str]]],
+) -> tuple[dict[str, list[str]], list[str]]:
+    """Create the views: each with its columns, and what had to be left out."""
+    connection.register("arriving", store.trials_table(manifests))
+    connection.execute("create or replace table trials as from arriving")
+    connection.unregister("arriving")
+    numbers = list(range(2, len(manifests) + 1))
+    quantiles = [float(stdtrit(n - 1, 0.975)) for n in numbers]  # Student's t, two-sided 95 %
+    connection.execute(
+        "create or replace table student as select unnest($1::bigint[]) as n, unnest($2::double[]) as t95",
+        [numbers, quantiles],
+    )
+    odd: list[str] = []
+    names = list({"curve": None} | tables | {table: None for manifest in manifests for table in manifest.columns})
+    for table in names:
+        stated = columns_of(tables[table]) if table in tables else _CURVE if table == "curve" else {}
+        odd += _read_view(connection, table, stated, manifests, files.get(table, []))
+    fields = ", ".join(f'"{name}"' for name in Trial.model_fields if name != "seed")
+    connection.execute(_CELLS.format(fields=fields))
+    views = {
+        view: [column for column, *_ in connection.execute(f'describe "{view}"').fetchall()]
+        for view in ["trials", "cells", *names]
+    }
+    return views, odd
+
+
+def _read_view(
+    connection: duckdb.DuckDBPyConnection,
+    table: str,
+    stated: dict[str, str],
+    manifests: list[Manifest],
+    files: list[tuple[str, str]],
+) -> list[str]:
+    """Create the view of one probe table over its files; what had to be left out of it."""
+    present = {trial for trial, _ in files}
+    holders = [manifest for manifest in manifests if manifest.trial in present]
+    votes: dict[str, Counter[str]] = {name: Counter([kind]) for name, kind in stated.items()}
+    for columns in [manifest.columns[table] for manifest in (holders or manifests) if table in manifest.columns]:
+        for name, kind in columns.items():
+            votes.setdefault(name, Counter())[kind] += 1
+    types = {
+        name: "double" if len(kinds) > 1 and kinds.keys() <= _NUMBERS else stated.get(name, kinds.most_common(1)[0][0])
+        for name, kinds in votes.items()
+    }
+
+    def clash(manifest: Manifest) -> str:
+        """A column whose meaning changed: one word among numbers would make all of them words."""
+        for name, kind in manifest.columns[table].items():
+            if kind != types[name] and not {kind, types[name]} <= _NUMBERS:
+                return f"trial {manifest.trial}, table {table}, column {name}: is {kind} and elsewhere {types[name]}"
+        return ""
+
+    odd = {manifest.trial: reason for manifest in holders if (reason := clash(manifest))}
+    kept = [manifest for manifest in holders if manifest.trial not in odd]
+    paths = [path for trial, path in files if trial not in odd]
+    held = {name for manifest in kept for name in manifest.columns[table]}
+    picked = ["trial" if paths else "null::varchar as trial"]
+    for name, kind in types.items():
+        value = f'"{name}"::{kind}' if name in held else f"null::{kind}"
+        picked.append(f'{f"case when not isnan({value}) then {value} end" if kind == "double" else value} as "{name}"')
+    if not paths:
+        connection.execute(f'create or replace view "{table}" as select {", ".join(picked)} where false')
+        return list(odd.values())
+    # Reading by name opens every file before the first row: only where they may differ.
+    differ = len({frozenset(manifest.columns[table].items()) for manifest in kept}) > 1 or any(
+        manifest.attempts > 1 and len(manifest.parts[table]) > 1 for manifest in kept
+    )
+    quoted = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
+    connection.execute(
+        _READINGS.format(table=table, columns=", ".join(picked), files=quoted, union=str(differ).lower())
+    )
+    return list(odd.values())
+
+
+_NUMBERS = {"bigint", "double"}
+
+
+def _literal(path: str) -> str:
+    """A pattern that only this path matches: DuckDB takes every path for one."""
+    return re.sub(r"([*?\[])", r"[\1]", path)
+
+
+# --- questions --------------------------------------------------------------------------------------
+
+
+def _reading(connection: duckdb.DuckDBPyConnection, text: str) -> str:
+    """The text, if it is one statement that reads."""
+    try:
+        statements = connection.extract_statements(text)
+    except duckdb.Error as error:
+        raise Refusal(f"query: {_gist(error)}") from None
+    if len(statements) != 1:
+        raise Refusal(f"query: has {len(statements)} statements; ask one at a time, such as `from trials`")
+    kind = statements[0].type
+    if kind == duckdb.StatementType.EXPLAIN:
+        # `explain analyze` runs what it explains, so that must read too.
+        _reading(connection, _EXPLAIN.sub("", text, count=1))
+    elif kind != duckdb.StatementType.SELECT:
+        raise Refusal(f"statement writes: {kind.name} is refused; results are read-only")
+    return text
+
+
+_EXPLAIN = re.compile(r"(?s)^(\s|--[^\n]*\n|/\*.*?\*/)*explain(\s+analyze)?(\s*\([^)]*\))?\s", re.IGNORECASE)
+
+
+def _type(values: list[Any]) -> str:
+    """The SQL type of a column of Python values; words where there are none."""
+    kinds = {type(value) for value in values if value is not None}
+    if kinds and kinds <= {int, float}:
+        return "bigint" if kinds == {int} else "double"
+    return "boolean" if kinds == {bool} else "varchar"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "" if value is None else str(value)
+
+
+def _gist(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _is_export(path: Path) -> bool:
+    try:
+        with duckdb.connect(str(path), read_only=True) as file:
+            return bool(
+                file.execute("select 1 from duckdb_tables() where table_name = $mark", {"mark": _MARK}).fetchall()
+            )
+    except duckdb.Error:
+        return False

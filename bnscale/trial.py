@@ -316,11 +316,11 @@ def _refusal(trial: type[Trial], error: Any) -> str:
         case "greater_than":
             return f"{said}: must be greater than {context['gt']:g}"
         case "greater_than_equal":
-            return f"{said}: must be at least {context['%s']:g}; try {context['%s']:g}"
+            return f"{said}: must be at least {context['ge']:g}; try {context['ge']:g}"
         case "less_than":
             return f"{said}: must be less than {context['lt']:g}"
         case "less_than_equal":
-            return f"{said}: must be at most {context['%s']:g}; try {context['%s']:g}"
+            return f"{said}: must be at most {context['le']:g}; try {context['le']:g}"
         case "finite_number":
             return f"{said}: must be a finite number"
         case _ if isinstance(value, str):

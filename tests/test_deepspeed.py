@@ -1,10 +1,12 @@
 """A gang on DeepSpeed trains the network that one worker trains, and holds nothing after a trial."""
 
 import copy
+import gc
 import os
 import socket
 import sys
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -379,21 +381,26 @@ def test_totals_are_sums_and_agreement_is_what_the_leading_worker_says(two):
     assert two(talk) == [(3.0, 1.0, True, False), (3.0, 2.0, True, False)]
 
 
-def held(rank: int, trials: list[Trial]) -> list[tuple[int, int]]:
+def held(rank: int, trials: list[Trial], zero: int) -> list[tuple[int, int, int]]:
     process = psutil.Process()
-    counts = []
+    counts, networks_seen = [], []
     for of in trials:
-        engine = engine_for(of, zero=1)
-        updates(engine, of, range(1))
+        engine = engine_for(of, zero)
+        networks_seen.append(weakref.ref(engine.module))
+        updates(engine, of, range(2))
         engine.close()
-        counts.append((process.num_threads(), process.num_fds()))
+        del engine
+        gc.collect()
+        alive = sum(seen() is not None for seen in networks_seen)
+        counts.append((process.num_threads(), process.num_fds(), alive))
     return counts
 
 
-def test_ten_trials_of_other_shapes_leave_no_thread_and_no_file_behind(two):
+@pytest.mark.parametrize("zero", [0, 1])
+def test_ten_trials_of_other_shapes_leave_no_thread_no_file_and_no_network_behind(two, zero):
     trials = [trial(depth=8 + 6 * (i % 2), batch=8 + 8 * (i % 3), norm_batch=4, seed=i) for i in range(10)]
-    for counts in two(held, trials):
-        assert counts[-1] == counts[2], counts
+    for counts in two(held, trials, zero):
+        assert counts[-1] == (*counts[2][:2], 0), counts
 
 
 def refusals(rank: int) -> list[str]:

@@ -27,7 +27,7 @@ from bnscale.trial import Refusal, Trial
 # A worker may wait this long for the leading one, which measures alone.
 PATIENCE = timedelta(hours=1)
 
-_hosted: dict[int, dist.TCPStore] = {}  # by port: a store lives as long as the process that hosts it
+_hosted: dict[int, dist.TCPStore] = {}  # by port, until the leading worker joins; then its process group holds it
 
 
 def host(address: str, workers: int) -> tuple[str, int]:
@@ -59,15 +59,14 @@ def join(rank: int, workers: int, address: str, port: int, device: torch.device)
     assert not dist.is_initialized(), "this process already belongs to a gang"
     on_gpu = device.type == "cuda"
     if on_gpu:
+        device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
     else:
         os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ["LOCAL_RANK"] = str(device.index or 0)  # DeepSpeed picks its GPU by it
     os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface(address, port))
 
-    store = _hosted.get(port) if rank == 0 else None
-    if store is None:
-        store = dist.TCPStore(address, port, workers, is_master=False, timeout=PATIENCE)
+    store = _hosted.pop(port) if rank == 0 else dist.TCPStore(address, port, workers, is_master=False, timeout=PATIENCE)
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
         store=store,
@@ -92,7 +91,6 @@ def leave() -> None:
     import deepspeed
 
     deepspeed.comm.destroy_process_group()
-    _hosted.clear()
 
 
 def _interface(address: str, port: int) -> str:
@@ -102,9 +100,9 @@ def _interface(address: str, port: int) -> str:
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect((address, port))  # sends nothing
         own = probe.getsockname()[0]
-    names = [name for name, held in psutil.net_if_addrs().items() if own in {each.address for each in held}]
-    # All of 127.0.0.0/8 is the loopback, which lists 127.0.0.1 alone.
-    return names[0] if names else _interface("127.0.0.1", port)
+    if own.startswith("127."):  # all of it is the loopback, which lists this one alone
+        own = "127.0.0.1"
+    return next(name for name, held in psutil.net_if_addrs().items() if own in {each.address for each in held})
 
 
 class DeepSpeedEngine:

@@ -153,8 +153,7 @@ def connect(address: str | None) -> Iterator[Cluster]:
     A cluster of our own asks every client for a token that only this process and its children know.
     Raises Refusal where the address does not answer or answers with another version.
     """
-    for name in ("ray", "ray.tune"):  # whose errors we tell in our own words
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    _hush()
     asked = address or os.environ.get("RAY_ADDRESS") or None
     found = asked if asked != "local" else None
     if asked is None:
@@ -171,6 +170,13 @@ def connect(address: str | None) -> Iterator[Cluster]:
         ray.shutdown()
         if home:
             shutil.rmtree(home, ignore_errors=True)
+
+
+def _hush() -> None:
+    """What Ray and Tune say about errors and dead workers on the terminal, we say in our own words."""
+    for name in ("ray", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    setattr(ray._private.worker, "print_to_stdstream", lambda data, ignore_prefix: None)  # noqa: B010 - untyped
 
 
 def _left_running() -> str | None:
@@ -619,10 +625,10 @@ class Lead(tune.Trainable):
 
         self.brief = brief
         self.need = brief.needs[config["trial"]]
-        self.members: list[Any] = []
         self.spoilt = False  # this process must serve no other trial
-        device = _ready(self.need.threads)
-        self.gang = Gang(0, 1, device) if self.need.workers == 1 else self._raise(device)
+        self.members = self._raise()
+        device = _ready(self.need.threads)  # takes seconds, on all workers at once
+        self.gang = self._meet(device) if self.members else Gang(0, 1, device)
         self._take(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -732,27 +738,30 @@ class Lead(tune.Trainable):
 
     # --- a gang ----------------------------------------------------------------------------------
 
-    def _raise(self, device: "torch.device") -> "Gang":
-        """Raise the other workers, one in each further bundle of this trial's placement group, and meet them."""
+    def _raise(self) -> list[Any]:
+        """Start the other workers, one in each further bundle of this trial's placement group."""
         place = ray.util.get_current_placement_group()
-        loop, need = self.brief.loop, self.need
-        self.members = [
+        return [
             ray.remote(Member)
             .options(
-                num_cpus=need.threads,
-                num_gpus=need.gpus,
-                memory=need.memory,
+                num_cpus=self.need.threads,
+                num_gpus=self.need.gpus,
+                memory=self.need.memory,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(place, placement_group_bundle_index=rank),
             )
-            .remote(loop, need.threads)
-            for rank in range(1, need.workers)
+            .remote(self.brief.loop, self.need.threads)
+            for rank in range(1, self.need.workers)
         ]
-        address, port = loop.host(ray.util.get_node_ip_address(), need.workers)
-        joins = [each.join.remote(r, need.workers, address, port) for r, each in enumerate(self.members, start=1)]
+
+    def _meet(self, device: "torch.device") -> "Gang":
+        """Join with the other workers; the gang stays together for all later trials."""
+        loop, workers = self.brief.loop, self.need.workers
+        address, port = loop.host(ray.util.get_node_ip_address(), workers)
+        joins = [each.join.remote(rank, workers, address, port) for rank, each in enumerate(self.members, start=1)]
         watchdog = _Watchdog(self.members, joins, lambda: os._exit(1))
-        gang = loop.join(0, need.workers, address, port, device)
+        gang = loop.join(0, workers, address, port, device)
         if not watchdog.dismiss():
-            raise WorkerDiedError("a worker died while the gang met")
+            raise WorkerDiedError(watchdog.found or "a worker died while the gang met")
         return gang
 
 
