@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -61,16 +61,16 @@ class Ours:
         self.at = 0
         self.run(plain.WARM_UP)
 
-    def run(self, steps: int) -> float:
+    def run(self, steps: int, clock: Callable[[], float] = time.perf_counter) -> float:
         """Seconds of so many updates, data and augmentation included."""
-        start = time.perf_counter()
+        start = clock()
         for _ in range(steps):
             loss = self.engine(*self.data.batch(self.at))
             self.engine.backward(loss)
             self.engine.step(self.trial.rate(self.at))
             assert torch.isfinite(loss)  # train.py looks at every loss, too
             self.at += 1
-        return time.perf_counter() - start
+        return clock() - start
 
 
 @contextmanager
@@ -112,17 +112,20 @@ def spread(ratios: list[float]) -> str:
     return f"{median(ratios):5.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
 
 
-def compare(folder: Path, depths: list[int], turns: int) -> None:
-    """One line a depth: medians of the images a second, and of the ratio of each turn to the plain loop beside it."""
+def compare(folder: Path, depths: list[int], turns: int, clock: Callable[[], float]) -> None:
+    """One line a depth: medians of the images a second, and of the ratio of each turn to the plain loop beside it.
+
+    Processor time is of this process alone, so under that clock the plain loop loads its data here, too.
+    """
     found = pixels(Data.CIFAR10, folder)
     print(f"images a second, batch {BATCH}, gamma and beta train; medians of {turns} turns, ratios to plain (min-max)")
     print(f"{'depth':>5}  {'plain':>8}  {'fp32':>8}  {'ratio':18}  {'bf16':>8}  {'ratio':18}")
     for depth in depths:
-        workers = plain.best_workers(depth, BATCH, most=2)
+        workers = 0 if clock is time.process_time else plain.best_workers(depth, BATCH, most=2)
         loops = [plain.Loop(depth, BATCH, workers)]
         loops += [Ours(trial(depth, BATCH, precision, found), folder) for precision in (Precision.FP32, Precision.BF16)]
-        steps = max(1, round(SECONDS / loops[0].run(1)))
-        seconds = [[loop.run(steps) for loop in loops] for _ in range(turns)]
+        steps = max(1, round(SECONDS / (loops[0].run(2, clock) / 2)))
+        seconds = [[loop.run(steps, clock) for loop in loops] for _ in range(turns)]
         speed = [BATCH * steps / median(each) for each in zip(*seconds, strict=True)]
         fp32, bf16 = (spread([turn[0] / turn[i] for turn in seconds]) for i in (1, 2))
         print(
@@ -160,22 +163,28 @@ def main() -> None:
     parser.add_argument("--depth", type=int, nargs="+", default=list(DEPTHS), help="layers (default: 20 110)")
     parser.add_argument("--turns", type=int, default=7, help="repetitions of each loop (default: 7)")
     parser.add_argument("--threads", type=int, help="cores that torch uses (default: all)")
+    parser.add_argument(
+        "--shared", action="store_true", help="on a shared machine: processor time of one thread, not time on the wall"
+    )
     parser.add_argument("--deep", action="store_true", help="866 layers instead: seconds a step and peak memory")
     parser.add_argument("--steps", type=int, default=3, help="timed steps of --deep (default: 3)")
     parser.add_argument("--one", type=int, metavar="BATCH", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.threads:
-        torch.set_num_threads(given.threads)
+    threads, clock = (1, time.process_time) if given.shared else (given.threads, time.perf_counter)
+    if threads:
+        torch.set_num_threads(threads)
     if given.one:
         print(json.dumps(deep(given.data, given.one, given.steps)))
         return
     print(machine())
     print(f"data     {given.data or 'random images, for want of --data'}")
+    if given.shared:
+        print("clock    processor time of one thread")
     if not bf16_units():
         print("note     this CPU has no bf16 units: bfloat16 is emulated here, and its ratios speak of this CPU only")
     with images(given.data) as folder:
         if not given.deep:
-            compare(folder, given.depth, given.turns)
+            compare(folder, given.depth, given.turns, clock)
             return
         for batch in (32, 128):
             found = alone(folder, batch, given.steps)

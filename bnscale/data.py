@@ -16,17 +16,13 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, NoReturn
-from urllib.error import URLError
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import torchvision.datasets as tv
 from filelock import FileLock
 from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from bnscale.trial import Augmentation, Data, Pixels, Refusal, Trial, seed_for
@@ -35,11 +31,12 @@ from bnscale.trial import Augmentation, Data, Pixels, Refusal, Trial, seed_for
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_SD = (0.229, 0.224, 0.225)
 
+# torchvision's class and the folder of its files.
 _TORCHVISION = {
-    Data.MNIST: (tv.MNIST, "MNIST/raw"),
-    Data.FASHION_MNIST: (tv.FashionMNIST, "FashionMNIST/raw"),
-    Data.CIFAR10: (tv.CIFAR10, "cifar-10-batches-py"),
-    Data.CIFAR100: (tv.CIFAR100, "cifar-100-python"),
+    Data.MNIST: ("MNIST", "MNIST/raw"),
+    Data.FASHION_MNIST: ("FashionMNIST", "FashionMNIST/raw"),
+    Data.CIFAR10: ("CIFAR10", "cifar-10-batches-py"),
+    Data.CIFAR100: ("CIFAR100", "cifar-100-python"),
 }
 
 
@@ -219,6 +216,9 @@ def _read(data: Data, folder: Path) -> tuple[Pictures, Pictures]:
 
 def _digits() -> tuple[Pictures, Pictures]:
     """1,437 training and 360 test images of 8x8 with 17 grey levels, scaled to 0..255."""
+    from sklearn.datasets import load_digits  # seconds to import, and only this data set needs it
+    from sklearn.model_selection import train_test_split
+
     source = load_digits()
     images_NHWC = np.round(source.images * (255 / 16)).astype(np.uint8)[..., None]
     labels_N = source.target.astype(np.int64)
@@ -266,27 +266,29 @@ def _hub(data: Data, folder: Path) -> tuple[Pictures, Pictures]:
 
 def _torchvision(data: Data, folder: Path) -> tuple[Pictures, Pictures]:
     """torchvision's own files, downloaded by one process at a time and checked by torchvision's sums."""
-    kind, files = _TORCHVISION[data]
+    from torchvision import datasets  # seconds to import, and only these data sets need it
+
+    name, files = _TORCHVISION[data]
+
+    def opened(*, download: bool) -> tuple[Pictures, Pictures]:
+        parts = []
+        for train in (True, False):
+            source = getattr(datasets, name)(str(folder), train=train, download=download)
+            images = np.asarray(source.data)
+            labels_N = np.asarray(source.targets, np.int64)
+            parts.append(Pictures(images if images.ndim == 4 else images[..., None], labels_N))
+        return parts[0], parts[1]
+
     try:
-        return _opened(data, folder, download=False)
-    except RuntimeError:  # torchvision: not found or corrupted
+        return opened(download=False)
+    except RuntimeError:  # torchvision's word for: not there, or not whole
         pass
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f".{data}.lock"):
-            return _opened(data, folder, download=True)
-    except (URLError, RuntimeError, OSError) as error:
+            return opened(download=True)
+    except (RuntimeError, OSError) as error:  # URLError is an OSError
         _missing(data, folder, files, error)
-
-
-def _opened(data: Data, folder: Path, download: bool) -> tuple[Pictures, Pictures]:  # noqa: FBT001 (torchvision's word)
-    kind, _ = _TORCHVISION[data]
-    parts = []
-    for train in (True, False):
-        source = kind(str(folder), train=train, download=download)
-        images = np.asarray(source.data)
-        parts.append(Pictures(images if images.ndim == 4 else images[..., None], np.asarray(source.targets, np.int64)))
-    return parts[0], parts[1]
 
 
 def _missing(data: Data, folder: Path, files: str, error: Exception) -> NoReturn:

@@ -9,6 +9,7 @@ import os
 import re
 import threading
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -22,22 +23,31 @@ from bnscale.store import Manifest, Part, Store, columns_of, damage, flaw
 from bnscale.trial import Refusal, Trial, near
 
 MEMORY = "2GiB"  # of one query; the rest of the machine is training
-PATIENCE = 3  # looks at a store that changes, before a file that is not there counts as damage
+PATIENCE = 8  # looks at a store that changes, before a file that is not there counts as damage
 
 _MARK = "bnscale_export"  # a table that only our exports have
 _WAY_OUT = "its rows cannot be read; --skip-damaged leaves such files out"
-_FILE_ERRORS = (duckdb.IOException, duckdb.InvalidInputException, duckdb.SerializationException)
+# What a question can do wrong. DuckDB reports a damaged file as one of many others.
+_ASKED_WRONG = (
+    duckdb.ParserException,
+    duckdb.BinderException,
+    duckdb.CatalogException,
+    duckdb.ConversionException,
+    duckdb.OutOfRangeException,
+    duckdb.PermissionException,
+    duckdb.TransactionException,
+)
 
 # What `cells` asks of the table `curve`, also in a store where no trial has read anything yet.
 _CURVE = {"step": "bigint", "split": "varchar", "accuracy": "double"}
 
-# One row per reading. Statistics of a file know nothing of NaN, so `nullif(x, 'nan')` is not safe; `isnan` is.
+_FILES = "read_parquet([{files}], hive_partitioning = true, hive_types_autocast = false, union_by_name = {by_name})"
+
+# One row per reading. Each `double` goes through `isnan`: `nullif(x, 'nan')` is undone by a file's statistics.
 _READINGS = """
 create or replace view "{table}" as
 select {columns}
-from read_parquet(
-    [{files}], hive_partitioning = true, hive_types_autocast = false, union_by_name = {union}
-)"""
+from {source}"""
 
 # One row per setting: every field of a trial but its seed.
 _CELLS = """
@@ -153,19 +163,18 @@ class Session:
     def sql(self, text: str) -> Answer:
         """Answer one statement that reads. Raises `Refusal` for one that writes, is wrong, or asks for too much."""
         query = _reading(self._connection, text)
-        try:
-            return self._ask(query)
-        except (_Unreadable, *_FILE_ERRORS):
+        for _ in range(PATIENCE):
+            try:
+                return self._ask(query)
+            except _Unreadable as unreadable:
+                why, before = unreadable, self._manifests
             self._refresh()  # a trial that ended has merged its files: its new manifest names others
-        try:
-            return self._ask(query)
-        except _Unreadable as unreadable:
-            raise Refusal(str(unreadable)) from None
-        except _FILE_ERRORS as error:
-            found = [f"{path}: {wrong}" for *_, path, part in self._named() if (wrong := damage(path, part))]
-            if found:
-                raise Refusal(f"{found[0]}; {_WAY_OUT}") from None
-            raise Refusal(f"query: {_gist(error)}") from None
+            if self._manifests == before:
+                break
+        tables = self._behind(query)
+        suspects = [(path, damage(path, part)) for table, _, path, part in self._named() if table in tables]
+        found = [f"{path}: {wrong}; {_WAY_OUT}" for path, wrong in suspects if wrong]
+        raise Refusal(found[0] if found else str(why)) from None
 
     def relate(self, name: str, columns: dict[str, list[Any]]) -> None:
         """Add a small table under this name, or replace it. A column named as one of `trials` has its type."""
@@ -206,34 +215,59 @@ class Session:
 
     def _named(self) -> list[tuple[str, str, Path, Part]]:
         """Table, trial, path and promise of every file that counts."""
+        return [each for manifest in self._manifests for each in self._files_of(manifest)]
+
+    def _files_of(self, manifest: Manifest) -> list[tuple[str, str, Path, Part]]:
         return [
             (table, manifest.trial, self._store.folder(table, manifest.trial) / part.file, part)
-            for manifest in self._manifests
             for table, parts in manifest.parts.items()
             for part in parts
         ]
 
     def _refresh(self) -> None:
-        """Read the manifests anew, and look at each file they name."""
+        """Read the manifests anew, look at each file they name, and build the views."""
+        check = self._check
+        for last in [False] * (PATIENCE - 1) + [True]:
+            self._manifests: list[Manifest] = []
+            self._files: dict[str, list[tuple[str, str]]] = {}  # table to trial and path
+            self._broken: dict[str, list[str]] = {}  # table to what is wrong with its files
+            for manifest in self._store.manifests():
+                self._look(manifest, check)
+            try:
+                self._views, odd = _fill(self._connection, self._store, self._manifests, self._tables, self._files)
+                break
+            except duckdb.Error as error:
+                if last:
+                    raise Refusal(f"store {self._store.root}: {_gist(error)}; {_WAY_OUT}") from None
+                check = damage  # a file went away a moment ago, or one of the right size cannot be read
+        skipped = [each for broken in self._broken.values() for each in broken] if self._skip_damaged else []
+        self.damaged = [reason for _, reason in self._store.damaged] + odd + skipped
+
+    def _look(self, manifest: Manifest, check: Callable[[Path, Part], str | None]) -> None:
+        """Take up the files of one trial. Where one is amiss the trial may have ended: its manifest is read again."""
         for _ in range(PATIENCE):
-            self._manifests = self._store.manifests()
-            wrong = [(*each, self._check(*each[2:])) for each in self._named()]
-            if not any(reason for *_, reason in wrong):
-                break  # else a trial may have ended between its manifest and its files: look again
-        self._files: dict[str, list[tuple[str, str]]] = {}  # table to trial and path
-        self._broken: dict[str, list[str]] = {}  # table to what is wrong with its files
-        for table, trial, path, part, reason in wrong:
+            looked = [(*each, check(*each[2:])) for each in self._files_of(manifest)]
+            if not any(reason for *_, reason in looked):
+                break
+            now = self._store.manifest(manifest.trial)
+            if now is None or now == manifest:
+                break
+            manifest = now
+        self._manifests.append(manifest)
+        for table, trial, path, part, reason in looked:
             if reason:
                 self._broken.setdefault(table, []).append(f"{path}: {reason} ({part.rows} rows)")
             else:
                 self._files.setdefault(table, []).append((trial, _literal(os.path.realpath(path))))
-        self._views, odd = _fill(self._connection, self._store, self._manifests, self._tables, self._files)
-        skipped = [each for broken in self._broken.values() for each in broken] if self._skip_damaged else []
-        self.damaged = [reason for _, reason in self._store.damaged] + odd + skipped
 
-    def _readable(self, names: set[str]) -> None:
-        for table in names | {"curve"} if "cells" in names else names:
-            if table in self._broken and not self._skip_damaged:
+    def _behind(self, query: str) -> set[str]:
+        """The probe tables that a query may read: those it mentions."""
+        named = {view for view in self._views if re.search(rf"\b{view}\b", query, re.IGNORECASE)}
+        return named | {"curve"} if "cells" in named else named
+
+    def _readable(self, tables: set[str]) -> None:
+        for table in sorted(tables & self._broken.keys()):
+            if not self._skip_damaged:
                 raise _Unreadable(f"table {table}: {self._broken[table][0]}; {_WAY_OUT}")
 
     # --- one question -----------------------------------------------------------------------------
@@ -243,7 +277,7 @@ class Session:
         watch = threading.Timer(self._seconds, connection.interrupt)
         watch.start()
         try:
-            self._readable({view for view in self._views if re.search(rf"\b{view}\b", query, re.IGNORECASE)})
+            self._readable(self._behind(query))
             connection.execute("begin transaction read only")
             try:
                 asked = connection.execute(query)
@@ -258,10 +292,10 @@ class Session:
             ) from None
         except duckdb.OutOfMemoryException:
             raise Refusal(f"query: needs more than {MEMORY} of memory; aggregate earlier, or join on a key") from None
-        except _FILE_ERRORS:
-            raise
-        except duckdb.Error as error:
+        except _ASKED_WRONG as error:
             raise Refusal(self._explained(error)) from None
+        except duckdb.Error as error:
+            raise _Unreadable(f"query: {_gist(error)}") from None
         finally:
             watch.cancel()
         if len(rows) > self._rows:
@@ -285,8 +319,8 @@ class Session:
         return f"query: {_gist(error)}"
 
 
-class _Unreadable(Exception):
-    """A file that a question needs is not as its manifest says."""
+class _Unreadable(Refusal):
+    """A file that a question needs may not be as its manifest says."""
 
 
 def open(
@@ -301,6 +335,11 @@ def open(
 
     `skip_damaged` reads every file to verify it, and leaves the damaged ones out. Raises `Refusal` for no store.
     """
+    above = [part for part in Path(os.path.realpath(store)).parts if part.startswith("trial=")]
+    if above:
+        raise Refusal(
+            f"store {store}: lies in {above[0]}, which reads like a trial of another store; rename that folder"
+        )
     return Session(Store.existing(store), tables or {}, seconds, rows, skip_damaged)
 
 
@@ -361,28 +400,26 @@ def _read_view(
         """A column whose meaning changed: one word among numbers would make all of them words."""
         for name, kind in manifest.columns[table].items():
             if kind != types[name] and not {kind, types[name]} <= _NUMBERS:
-                return f"trial {manifest.trial}, table {table}, column {name}: is {kind} and elsewhere {types[name]}"
+                here = f"trial {manifest.trial}, table {table}, column {name}"
+                return f"{here}: is {kind} and elsewhere {types[name]}; left out"
         return ""
 
     odd = {manifest.trial: reason for manifest in holders if (reason := clash(manifest))}
     kept = [manifest for manifest in holders if manifest.trial not in odd]
     paths = [path for trial, path in files if trial not in odd]
+    files_read = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
     held = {name for manifest in kept for name in manifest.columns[table]}
+    # Reading by name opens every file before the first row, so only where files may differ: by trial, or by attempt.
+    by_name = len({frozenset(manifest.columns[table]) for manifest in kept}) > 1 or any(m.attempts > 1 for m in kept)
+    source = _FILES.format(files=files_read, by_name=str(by_name).lower())
+    if paths and by_name:
+        held = {name for name, *_ in connection.execute(f"describe from {source}").fetchall()}
     picked = ["trial" if paths else "null::varchar as trial"]
     for name, kind in types.items():
-        value = f'"{name}"::{kind}' if name in held else f"null::{kind}"
+        value = f'"{name}"::{kind}' if paths and name in held else f"null::{kind}"
         picked.append(f'{f"case when not isnan({value}) then {value} end" if kind == "double" else value} as "{name}"')
-    if not paths:
-        connection.execute(f'create or replace view "{table}" as select {", ".join(picked)} where false')
-        return list(odd.values())
-    # Reading by name opens every file before the first row: only where they may differ.
-    differ = len({frozenset(manifest.columns[table].items()) for manifest in kept}) > 1 or any(
-        manifest.attempts > 1 and len(manifest.parts[table]) > 1 for manifest in kept
-    )
-    quoted = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
-    connection.execute(
-        _READINGS.format(table=table, columns=", ".join(picked), files=quoted, union=str(differ).lower())
-    )
+    source = source if paths else "(select 1) where false"
+    connection.execute(_READINGS.format(table=table, columns=", ".join(picked), source=source))
     return list(odd.values())
 
 

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import count
 from pathlib import Path
 from types import NoneType, UnionType
@@ -113,7 +113,8 @@ class Manifest(BaseModel):
     columns: dict[str, dict[str, str]]  # table to column to SQL type
     parts: dict[str, list[Part]]
 
-    def recall(self) -> Trial:
+    @cached_property
+    def recalled(self) -> Trial:
         """The trial, also where it was stored before a field existed."""
         return Trial.recall(self.fields)
 
@@ -217,7 +218,7 @@ class Store:
         facts = get_type_hints(Facts)
         rows = []
         for manifest in self.manifests() if manifests is None else manifests:
-            trial = manifest.recall()
+            trial = manifest.recalled
             stated = manifest.model_dump(include={"trial", "outcome", "attempts", "step", "total_steps"})
             rows.append(stated | trial.model_dump() | {"data_title": trial.data_title} | manifest.facts)
         schema = pa.schema([(name, _ARROW[_kind(type_)[0]]) for name, type_ in (columns | facts).items()])
@@ -597,7 +598,7 @@ def _load(path: Path) -> Manifest:
         wrong = f"{where}: {first['msg']}" if where else first["msg"]
         raise Refusal(f"manifest {path}: is damaged ({wrong}); delete it to train the trial again") from None
     try:
-        recalled = manifest.recall()
+        recalled = manifest.recalled
     except Refusal as error:
         raise Refusal(f"manifest {path}: made by bnscale {manifest.bnscale} and not understood here: {error}") from None
     if recalled.fingerprint != manifest.fingerprint or manifest.trial != path.stem:

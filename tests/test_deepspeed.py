@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from bnscale import networks
 from bnscale.engine import Gang, checkpoint
+from bnscale.engine.local import LocalEngine
 from bnscale.engine.objective import Objective
 from bnscale.networks.norm import BatchNorm
 from bnscale.trial import (
@@ -144,7 +145,8 @@ def updates(engine: Any, of: Trial, steps: range) -> list[float]:
 def everything(engine: Any) -> dict[str, Any]:
     return {
         "state": {name: value.clone() for name, value in engine.module.state_dict().items()},
-        "momentum": dict(engine._momentum()),
+        "momentum": engine._momentum(),
+        "statistics": {n: value for n, value in engine.statistics().items() if "running" in n},
     }
 
 
@@ -185,6 +187,7 @@ def two(gather: Callable[[int], Crew]) -> Crew:
 def assert_same_training(got: list[dict[str, Any]], expected: dict[str, Any]) -> None:
     for each in got:
         torch.testing.assert_close(each["losses"], expected["losses"], rtol=1e-5, atol=0)
+        assert all(torch.equal(value, each["state"][name]) for name, value in each["statistics"].items())
         for kind in ("state", "momentum"):
             assert each[kind].keys() == expected[kind].keys()
             for name, value in expected[kind].items():
@@ -305,48 +308,73 @@ def test_a_restored_gang_goes_on_to_the_last_bit(two, first, then):
                 assert torch.equal(got[kind][name], value), name
 
 
-def taken_over(rank: int, of: Trial, zero: int, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    if rank == 0:
-        checkpoint.write(folder / f"one-{zero}", 3, tensors, {})
-    engine = engine_for(of, zero, f"one-{zero}")
-    assert engine.restore() == (3, {})
-    losses = updates(engine, of, range(3, STEPS))
-    got = everything(engine)
+def handed_over(rank: int, of: Trial, zero: int) -> dict[str, Any]:
+    """One update by one worker, two by two, and the rest by one: the same folder all the way."""
+    where = f"handed-{zero}"
+    disk = folder / where
+
+    def local(steps: range) -> dict[str, Any]:
+        engine = LocalEngine(networks.build(of), of, Gang(), disk)
+        assert engine.restore()[0] == steps.start
+        losses = []
+        for step in steps:
+            loss = engine(*batch(step, of.batch))
+            engine.backward(loss)
+            engine.step(of.rate(step))
+            losses.append(loss.item())
+        engine.save(steps.stop, {})
+        return {"losses": losses, "state": engine.module.state_dict()}
+
+    losses = local(range(1))["losses"] if rank == 0 else []
+    engine = engine_for(of, zero, where)
+    assert engine.restore() == (1, {})
+    losses += updates(engine, of, range(1, 3))
+    engine.save(3, {})
     engine.close()
-    return {"losses": losses, **got}
+    if rank != 0:
+        return {}
+    last = local(range(3, STEPS))
+    return {"losses": losses + last["losses"], "state": last["state"], "momentum": {}, "statistics": {}}
 
 
 @pytest.mark.parametrize("zero", [0, 1])
-def test_a_gang_goes_on_from_a_checkpoint_of_one_worker(two, zero):
+def test_one_worker_and_a_gang_go_on_from_each_others_checkpoints(two, zero):
     of = trial(trainable=Trainable.BN)
-    early = by_one(of, 3)
-    frozen = {name for name, p in networks.build(of).named_parameters() if not p.requires_grad}
-    tensors = {f"network.{n}": t for n, t in early["state"].items() if n not in frozen}
-    tensors |= {f"momentum.{n}": t for n, t in early["momentum"].items()}
-    expected = by_one(of)
-    assert_same_training(two(taken_over, of, zero, tensors), expected | {"losses": expected["losses"][3:]})
+    assert_same_training(two(handed_over, of, zero)[:1], by_one(of) | {"momentum": {}})
 
 
-def saved(rank: int, of: Trial, zero: int) -> dict[str, Tensor] | None:
+def saved(rank: int, of: Trial, zero: int, steps: int) -> dict[str, Tensor] | None:
     engine = engine_for(of, zero, f"saved-{zero}")
-    updates(engine, of, range(STEPS))
-    engine.save(STEPS, {})
+    updates(engine, of, range(steps))
+    engine.save(steps, {})
     engine.close()
     found = checkpoint.newest(folder / f"saved-{zero}")
     return found.tensors if found else None
 
 
 @pytest.mark.parametrize("zero", [0, 1])
-def test_a_checkpoint_holds_whole_tensors_under_the_names_that_one_worker_uses(two, zero):
+def test_a_checkpoint_holds_whole_tensors_and_the_last_no_momentum(two, zero):
     of = trial(trainable=Trainable.BN)
-    expected = by_one(of)
     trained = networks.trained(networks.build(of))
-    buffers = dict(networks.build(of).named_buffers())
-    tensors, nothing = two(saved, of, zero)
-    assert nothing is None
-    assert tensors.keys() == {f"network.{n}" for n in trained.keys() | buffers} | {f"momentum.{n}" for n in trained}
-    for name in trained:
-        torch.testing.assert_close(tensors[f"momentum.{name}"], expected["momentum"][name], rtol=1e-4, atol=2e-5)
+    kept = {f"network.{name}" for name in [*trained, *dict(networks.build(of).named_buffers())]}
+    tensors, nothing = two(saved, of, zero, 3)
+    assert nothing is None, "only the leading worker writes"
+    assert tensors.keys() == kept | {f"momentum.{name}" for name in trained}
+    for name, buffer in by_one(of, 3)["momentum"].items():
+        torch.testing.assert_close(tensors[f"momentum.{name}"], buffer, rtol=1e-4, atol=2e-5)
+    assert two(saved, of, zero, STEPS)[0].keys() == kept
+
+
+def from_another_seed(rank: int) -> tuple[int, dict[str, Any]]:
+    engine = engine_for(trial(trainable=Trainable.BN, seed=1), 0, "saved-0")
+    answer = engine.restore()
+    engine.close()
+    return answer
+
+
+def test_a_checkpoint_over_other_frozen_weights_is_not_taken(two):
+    two(saved, trial(trainable=Trainable.BN), 0, 1)
+    assert two(from_another_seed) == [(0, {})] * 2
 
 
 def cannot_write(rank: int) -> str:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,7 @@ from ray import cloudpickle
 from bnscale.engine import Gang
 from bnscale.schedule.budget import Forecast
 from bnscale.schedule.progress import Watch
-from bnscale.schedule.tune import GIB, Cluster, Node, connect, run
-from bnscale.train import Job, Progress
+from bnscale.schedule.tune import GIB, Cluster, Node, _needs, connect, run
 from bnscale.trial import (
     Augmentation,
     Data,
@@ -43,6 +43,27 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not im
 pytestmark = pytest.mark.timeout(300)  # a worker takes seconds to start, and many on a busy machine
 
 RAISES, DIES, SLOW, DIVERGES, DIES_ALWAYS = 101, 102, 103, 104, 105  # seeds that mean something to the toy
+
+
+@dataclass(frozen=True)
+class Job:
+    """As much of train.Job as the schedule and the toy look at; workers then start without the real loop's imports."""
+
+    trial: Trial
+    store: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The fields of train.Progress."""
+
+    step: int
+    total: int
+    epoch: float
+    epochs: float
+    loss: float | None
+    accuracy: float | None
+    outcome: Outcome | None
 
 
 class Toy:
@@ -131,7 +152,7 @@ def job(folder: Path, seed: int, steps: int = 4, lr: float = 0.5, trainable: Tra
         precision=Precision.FP32,
         seed=seed,
     )
-    return Job(trial, {}, str(folder), str(folder), "", 0)
+    return Job(trial, str(folder))
 
 
 def foresee(jobs: list[Job]) -> dict[str, Forecast]:
@@ -284,7 +305,6 @@ def test_a_gang_is_raised_once_dies_whole_and_is_raised_again(cluster: Cluster, 
         "dies": job(tmp_path, DIES, steps=6, lr=0.7),
         "raises": job(tmp_path, RAISES, lr=0.6),
         "after": job(tmp_path, 3, lr=0.5),
-        "nothing to train": job(tmp_path, 4, lr=0.1, trainable=Trainable.NONE),
     }
     outcomes, _ = study(list(jobs.values()), cluster, workers=2, threads=cluster.cpus // 2)
     assert {name: outcomes[each.trial.id] for name, each in jobs.items()} == {
@@ -293,7 +313,6 @@ def test_a_gang_is_raised_once_dies_whole_and_is_raised_again(cluster: Cluster, 
         "dies": Outcome.FINISHED,
         "raises": Outcome.FAILED,
         "after": Outcome.FINISHED,
-        "nothing to train": Outcome.FINISHED,
     }
     pids = {
         name: [{line[2] for line in told(each, rank) if line[0] == "began"} for rank in (0, 1)]
@@ -303,10 +322,9 @@ def test_a_gang_is_raised_once_dies_whole_and_is_raised_again(cluster: Cluster, 
     assert lead != member
     assert pids["first"] == pids["second"]  # warm
     assert [len(each) for each in pids["dies"]] == [2, 2]  # the leading worker was replaced too
-    assert [line[1] for line in told(jobs["dies"]) if line[0] == "began"] == ["0", "2"]
+    assert [line[1] for line in told(jobs["dies"]) if line[0] == "began"] in (["0", "2"], ["0", "3"])
     assert failure(jobs["raises"]).count("ArithmeticError: the toy broke") == 1
     assert pids["after"] != pids["raises"]  # a broken gang serves nobody
-    assert told(jobs["nothing to train"], rank=1) == []
     everyone = {int(pid) for both in pids.values() for rank in both for pid in rank}
     assert not _alive(everyone)
 
@@ -352,7 +370,9 @@ def driver(folder: Path, began: int) -> Iterator[tuple[subprocess.Popen[str], se
             assert time.monotonic() < deadline
             time.sleep(0.1)
         time.sleep(0.3)
-        family |= {each.pid for each in psutil.Process(process.pid).children(recursive=True)}
+        # Two idle helpers of Ray's try for a minute to report the death of the others.
+        children = psutil.Process(process.pid).children(recursive=True)
+        family |= {each.pid for each in children if not each.name().endswith("Agent")}
         assert len(family) > 3  # Ray's servers and a worker
         yield process, family
     finally:
@@ -431,10 +451,31 @@ def test_a_trial_that_fits_no_part_of_the_cluster_is_refused_before_anything_sta
             loop=Toy(),
         )
 
-    with pytest.raises(Refusal, match=rf"{each.trial.id}: needs 1 worker of 1 CPUs and 8.0 GiB"):
+    with pytest.raises(Refusal, match=rf"{each.trial.id}: needs 1 worker of 1 CPUs and 5.0 GiB"):
         ask(workers=1, threads=1, memory=5 * GIB)
     with pytest.raises(Refusal, match=r"needs 1 worker of 3 CPUs .* the cluster has 2 x \(2 CPUs, 0 GPUs, 4.0 GiB\)"):
         ask(workers=1, threads=3, memory=GIB)
     with pytest.raises(Refusal, match="needs 5 workers"):
         ask(workers=5, threads=1, memory=GIB)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_trains_nothing_takes_one_worker_and_memory_makes_few_classes(tmp_path: Path) -> None:
+    gang, alone = job(tmp_path, 1), job(tmp_path, 2, trainable=Trainable.NONE)
+    forecasts = {
+        gang.trial.id: Forecast(seconds=1.0, memory=3 * GIB, on_gpu=0, disk=0),
+        alone.trial.id: Forecast(seconds=1.0, memory=GIB // 3, on_gpu=0, disk=0),
+    }
+
+    def needs(memory: int, gpus: int) -> list[tuple[int, int, float]]:
+        found = _needs([gang, alone], forecasts, Cluster("", True, False, [Node(4, gpus, memory * GIB)]), 2, 2)
+        return [
+            (found[each.trial.id].workers, found[each.trial.id].gpus, found[each.trial.id].memory / GIB)
+            for each in (gang, alone)
+        ]
+
+    assert needs(memory=64, gpus=0) == [(2, 0, 4), (1, 0, 4)]  # plenty: one class, so that all share warm workers
+    assert needs(memory=64, gpus=2) == [(2, 1, 4), (1, 1, 4)]
+    forecasts[gang.trial.id] = Forecast(seconds=1.0, memory=13 * GIB, on_gpu=0, disk=0)
+    assert needs(memory=40, gpus=0) == [(2, 0, 16), (1, 0, 16)]
+    assert needs(memory=30, gpus=0) == [(2, 0, 13), (1, 0, 13)]  # rounded up, it would not fit

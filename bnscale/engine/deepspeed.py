@@ -8,7 +8,6 @@ checkpoints and its launcher stay unused: see `objective`, `checkpoint` and `joi
 import logging
 import os
 import socket
-from collections.abc import Iterator
 from datetime import timedelta
 from itertools import groupby
 from pathlib import Path
@@ -19,9 +18,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from bnscale.engine import Gang, checkpoint
+from bnscale.engine import Gang
+from bnscale.engine.checkpoint import newest, write
 from bnscale.engine.objective import Objective
-from bnscale.networks import norm
+from bnscale.engine.state import frozen_sum, load_state, state
+from bnscale.networks import norm, trained
 from bnscale.trial import Refusal, Trial
 
 # A worker may wait this long for the leading one, which measures alone.
@@ -108,14 +109,16 @@ def _interface(address: str, port: int) -> str:
 class DeepSpeedEngine:
     """An `Engine` for several workers: each computes its share of the batch, all hold the same network.
 
+    `checkpoints` is the trial's folder on the leading worker, or None for runs that keep nothing.
     Raises Refusal for a trial that several workers cannot share: nothing to train, or batch statistics
     that `norm_batch` and equal shares do not allow.
     """
 
-    def __init__(self, module: nn.Module, trial: Trial, gang: Gang, checkpoints: Path, zero: int) -> None:
+    def __init__(self, module: nn.Module, trial: Trial, gang: Gang, checkpoints: Path | None, zero: int) -> None:
         import deepspeed
 
-        if not any(p.requires_grad for p in module.parameters()):
+        self._trained = trained(module)
+        if not self._trained:
             raise Refusal(
                 f"trainable {trial.trainable}: trains nothing for {gang.workers} workers to share; use 1 worker"
             )
@@ -124,9 +127,10 @@ class DeepSpeedEngine:
         norm.check(trial.batch, trial.norm_batch, gang.workers)
         self.gang = gang
         self.module = module.to(gang.device)
+        self.module.train()
         norm.spread(module, trial.batch)
         self._checkpoints = checkpoints
-        self._trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._total_steps = trial.total_steps
         self._sgd = torch.optim.SGD(
             list(self._trained.values()), trial.lr, momentum=trial.momentum, weight_decay=trial.weight_decay
         )
@@ -145,6 +149,9 @@ class DeepSpeedEngine:
                 "zero_allow_untested_optimizer": True,
             },
         )
+        if gang.device.type == "cuda":  # same trial, same machines: same bits
+            torch.backends.cudnn.deterministic = True
+            torch.backends.cudnn.benchmark = False
 
     def __call__(self, images_NCHW: Tensor, labels_N: Tensor) -> Tensor:
         """Mean loss of this worker's share of the batch: a float32 scalar on the device."""
@@ -177,18 +184,26 @@ class DeepSpeedEngine:
         dist.broadcast(said, src=0)
         return bool(said)
 
+    def statistics(self) -> dict[str, Tensor]:
+        """Copies of the network's buffers, which `step` has made the same on every worker."""
+        return {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+
     def save(self, step: int, facts: dict[str, Any]) -> None:
         """A checkpoint after `step` updates, whole or absent; the last two are kept.
 
         Returns on every worker when the leading one has written it. Raises OSError on the leading worker and
         RuntimeError on the others where it could not.
         """
-        network = {f"network.{name}": tensor for name, tensor in self._network().items()}
-        momentum = {f"momentum.{name}": tensor for name, tensor in self._momentum()}
+        if self._checkpoints is None:
+            raise Refusal("checkpoints None: this engine was opened to keep nothing")
+        # Nothing follows the last step: its checkpoint is the trained network, without momentum.
+        last = step == self._total_steps
+        momentum = {} if last else self._momentum()
         failure = None
         if self.gang.leads:
+            facts = facts | {"frozen": frozen_sum(self.module)}
             try:
-                checkpoint.write(self._checkpoints, step, network | momentum, facts)
+                write(self._checkpoints, step, state(self.module, momentum), facts, 1 if last else 2)
             except OSError as error:
                 failure = error
         told = _tell(str(failure) if failure else None)
@@ -203,19 +218,17 @@ class DeepSpeedEngine:
 
         Any number of workers may have written it. Only the leading worker reads; the others need not see its disk.
         """
-        found = checkpoint.newest(self._checkpoints) if self.gang.leads else None
-        told = _tell(None if found is None else (found.step, found.facts, sorted(found.tensors)))
+        found = newest(self._checkpoints) if self.gang.leads and self._checkpoints else None
+        if found is not None and found.facts.pop("frozen") != frozen_sum(self.module):
+            found = None
+        momentum = {} if found is None else load_state(self.module, found.tensors)
+        told = _tell(None if found is None else (found.step, found.facts, list(momentum)))
         if told is None:
             return 0, {}
         step, facts, names = told
-        network = self._network()
-        momentum = {name: torch.zeros_like(p) for name, p in self._trained.items() if f"momentum.{name}" in names}
-        tensors = {f"network.{n}": t for n, t in network.items()} | {f"momentum.{n}": t for n, t in momentum.items()}
-        assert set(tensors) == set(names), f"not this trial's checkpoint: {sorted(set(tensors) ^ set(names))}"
-        if found is not None:
-            for name, tensor in tensors.items():
-                tensor.copy_(found.tensors[name])
-        _broadcast(list(tensors.values()))
+        if found is None:
+            momentum = {name: torch.zeros_like(self._trained[name]) for name in names}
+        _broadcast(list(state(self.module, momentum).values()))
         if self._zero:
             self._optimizer.refresh_fp32_params()
         self._set_momentum(momentum)
@@ -225,23 +238,15 @@ class DeepSpeedEngine:
         """Release what this trial held. The process group stays for the next one."""
         self._engine.destroy()
 
-    def _network(self) -> dict[str, Tensor]:
-        """What a checkpoint holds of the network, by name; frozen weights come from the seed."""
-        return {name: p.detach() for name, p in self._trained.items()} | dict(self.module.named_buffers())
-
-    def _momentum(self) -> Iterator[tuple[str, Tensor]]:
+    def _momentum(self) -> dict[str, Tensor]:
         """Whole momentum buffers by parameter; none before the first update, or where momentum is 0. Collective."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        for name, p in self._trained.items():
-            if not self._zero:
-                buffer = self._sgd.state.get(p, {}).get("momentum_buffer")
-            elif any(state.get("momentum_buffer") is not None for state in self._sgd.state.values()):
-                buffer = safe_get_full_optimizer_state(p, "momentum_buffer")
-            else:
-                buffer = None
-            if buffer is not None:
-                yield name, buffer
+        if not any(kept.get("momentum_buffer") is not None for kept in self._sgd.state.values()):
+            return {}
+        if self._zero:
+            return {name: safe_get_full_optimizer_state(p, "momentum_buffer") for name, p in self._trained.items()}
+        return {name: self._sgd.state[p]["momentum_buffer"] for name, p in self._trained.items()}
 
     def _set_momentum(self, momentum: dict[str, Tensor]) -> None:
         """Put whole momentum buffers where SGD looks for them: per parameter, or in this worker's partition."""

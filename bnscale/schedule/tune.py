@@ -345,23 +345,20 @@ def _needs(
 ) -> dict[str, Need]:
     """Resources by trial id, in as few classes as memory allows: a warm actor serves only its own class."""
     gpus = 1 if cluster.gpus else 0
-    largest = max(node.memory for node in cluster.nodes)
+    # DeepSpeed has no optimiser for nothing; a trial that trains nothing only measures.
+    gang = {job.trial.id: 1 if job.trial.trainable is Trainable.NONE else workers for job in jobs}
     memory = {}
-    for job in jobs:
-        wanted = forecasts[job.trial.id].memory
-        power = GIB << max(0, math.ceil(math.log2(wanted / GIB)) if wanted else 0)
-        memory[job.trial.id] = power if power <= largest or wanted > largest else largest
+    for trial, size in gang.items():
+        wanted = forecasts[trial].memory
+        power = GIB << max(0, math.ceil(math.log2(max(wanted, 1) / GIB)))
+        memory[trial] = power if cluster.slots(threads, power) >= size else wanted
     top = max(memory.values(), default=GIB)
     if cluster.slots(threads, top) == cluster.slots(threads, 0):  # memory is not what limits the number of workers
         memory = dict.fromkeys(memory, top)
-    needs = {}
-    for job in jobs:
-        trial = job.trial
-        # DeepSpeed has no optimiser for nothing; a trial that trains nothing only measures.
-        need = Need(1 if trial.trainable is Trainable.NONE else workers, threads, gpus, memory[trial.id])
+    needs = {trial: Need(size, threads, gpus, memory[trial]) for trial, size in gang.items()}
+    for trial, need in needs.items():
         if not cluster.grows and cluster.slots(threads, need.memory) < need.workers:
-            raise Refusal(_too_large(trial.id, need, cluster))
-        needs[trial.id] = need
+            raise Refusal(_too_large(trial, need, cluster))
     return needs
 
 
@@ -620,7 +617,7 @@ class Member:
 class Lead(tune.Trainable):
     """The leading worker of a gang, or the only one. Serves trial after trial."""
 
-    def setup(self, config: dict[str, Any], brief: Brief) -> None:
+    def setup(self, config: dict[str, Any], brief: Brief) -> None:  # type: ignore[override]  # tune.with_parameters
         from bnscale.engine import Gang
 
         self.brief = brief
@@ -741,6 +738,7 @@ class Lead(tune.Trainable):
     def _raise(self) -> list[Any]:
         """Start the other workers, one in each further bundle of this trial's placement group."""
         place = ray.util.get_current_placement_group()
+        assert place is not None
         return [
             ray.remote(Member)
             .options(

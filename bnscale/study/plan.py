@@ -83,7 +83,7 @@ with
 final as (
     select
         trial,
-        arg_max_null(accuracy, curve.step) filter (where split = 'validation') as validation,
+        arg_max_null(accuracy, curve.step) filter (where split = 'validation') as held_out,
         arg_max_null(accuracy, curve.step) filter (where split = 'test') as test
     from curve
     join trials using (trial)
@@ -97,7 +97,7 @@ tried as (
         cell,
         nuisance,
         count(*) filter (where outcome = 'diverged') as n_diverged,
-        avg(validation) as validation
+        avg(held_out) as held_out
     from plan
     left join trials using (trial)
     left join final using (trial)
@@ -108,7 +108,7 @@ tried as (
 best as (
     select
         cell,
-        first(nuisance order by n_diverged = 0 desc, validation desc nulls last, nuisance) as nuisance
+        first(nuisance order by n_diverged = 0 desc, held_out desc nulls last, nuisance) as nuisance
     from tried
     group by cell
 )

@@ -1,0 +1,340 @@
+"""A batch is a function of (trial, step); every layout of files gives the same images; what is missing is told once."""
+
+import functools
+import gzip
+import hashlib
+import http.server
+import io
+import json
+import pickle
+import struct
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from examples import digits
+from PIL import Image
+from torchvision import datasets
+
+from bnscale import data
+from bnscale.data import Resident, pixels, prepare, shifted
+from bnscale.trial import Augmentation, Data, DataFacts, Pixels, Refusal
+from bnscale.trial import _FACTS as FACTS
+
+CPU = torch.device("cpu")
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+NOWHERE = Path("/nonexistent")
+
+
+@pytest.fixture(autouse=True)
+def _forget():
+    data._load.cache_clear()
+    yield
+    data._load.cache_clear()
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Data sets with the real formats and a handful of images."""
+    for name, facts in FACTS.items():
+        monkeypatch.setitem(FACTS, name, facts._replace(train=20, test=6) if name is not Data.DIGITS else facts)
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+
+
+def pictures(facts: DataFacts, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    draws = np.random.default_rng(seed)
+    images = draws.integers(0, 256, (count, facts.side, facts.side, facts.channels), dtype=np.uint8)
+    return images, draws.integers(0, facts.classes, count)
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def write_hub(folder: Path, name: Data, form: str, files: int = 1) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Parquet as the Hugging Face Hub serves image data sets."""
+    written = {}
+    for part, count, seed in [("train", 20, 0), ("test", 6, 1)]:
+        images, labels = pictures(name.facts, count, seed)
+        encoded = []
+        for image in images:
+            buffer = io.BytesIO()
+            Image.fromarray(image.squeeze()).save(buffer, form, **({"quality": 75} if form == "JPEG" else {}))
+            encoded.append({"bytes": buffer.getvalue(), "path": None})
+        (folder / name).mkdir(exist_ok=True, parents=True)
+        column = "fine_label" if name is Data.CIFAR100 else "label"
+        for i, rows in enumerate(np.array_split(np.arange(count), files)):
+            table = pa.table({"img": [encoded[r] for r in rows], column: labels[rows]})
+            pq.write_table(table, folder / name / f"{part}-{i:05d}-of-{files:05d}.parquet")
+        written[part] = (images, labels)
+    return written
+
+
+def write_cifar(folder: Path, name: Data, monkeypatch) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Python pickles as Toronto serves them, and torchvision's sums of them."""
+    kind = datasets.CIFAR10 if name is Data.CIFAR10 else datasets.CIFAR100
+    label = "labels" if name is Data.CIFAR10 else "fine_labels"
+    home = folder / kind.base_folder
+    home.mkdir(parents=True)
+    written = {}
+    for part, listed, count, seed in [("train", kind.train_list, 20, 0), ("test", kind.test_list, 6, 1)]:
+        images, labels = pictures(name.facts, count, seed)
+        sums = []
+        for (file, _), rows in zip(listed, np.array_split(np.arange(count), len(listed)), strict=True):
+            flat = images[rows].transpose(0, 3, 1, 2).reshape(len(rows), -1)
+            content = pickle.dumps({"data": flat, label: labels[rows].tolist()})
+            (home / file).write_bytes(content)
+            sums.append([file, hashlib.md5(content).hexdigest()])
+        monkeypatch.setattr(kind, f"{part}_list", sums)
+        written[part] = (images, labels)
+    names = pickle.dumps({kind.meta["key"]: [str(i) for i in range(name.facts.classes)]})
+    (home / kind.meta["filename"]).write_bytes(names)
+    monkeypatch.setattr(kind, "meta", kind.meta | {"md5": hashlib.md5(names).hexdigest()})
+    return written
+
+
+def write_idx(folder: Path, name: Data) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """MNIST's own format, gzipped where torchvision unpacks it."""
+    home = folder / ("MNIST" if name is Data.MNIST else "FashionMNIST") / "raw"
+    home.mkdir(parents=True)
+    written = {}
+    for part, stem, count, seed in [("train", "train", 20, 0), ("test", "t10k", 6, 1)]:
+        images, labels = pictures(name.facts, count, seed)
+        (home / f"{stem}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 0x803, count, 28, 28) + images.tobytes())
+        (home / f"{stem}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, count) + labels.astype("u1").tobytes())
+        written[part] = (images, labels)
+    return written
+
+
+def loaded(name: Data, folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    found = data._load(name, folder, CPU)
+    return {
+        part: (getattr(found, part).images_NCHW.permute(0, 2, 3, 1).numpy(), getattr(found, part).labels_N.numpy())
+        for part in ("train", "test")
+    }
+
+
+def assert_same(read, written):
+    for part in ("train", "test"):
+        np.testing.assert_array_equal(read[part][0], written[part][0])
+        np.testing.assert_array_equal(read[part][1], written[part][1])
+
+
+@pytest.mark.usefixtures("small", "offline")
+@pytest.mark.parametrize("name", [Data.CIFAR10, Data.CIFAR100])
+def test_torchvisions_pickles_are_read_as_they_were_written(name, tmp_path, monkeypatch):
+    written = write_cifar(tmp_path, name, monkeypatch)
+    assert_same(loaded(name, tmp_path), written)
+    assert pixels(name, tmp_path) is Pixels.ORIGINAL
+
+
+@pytest.mark.usefixtures("small", "offline")
+@pytest.mark.parametrize("name", [Data.MNIST, Data.FASHION_MNIST])
+def test_mnists_own_format_is_read_as_it_was_written(name, tmp_path):
+    written = write_idx(tmp_path, name)
+    assert_same(loaded(name, tmp_path), written)
+
+
+@pytest.mark.usefixtures("small", "offline")
+@pytest.mark.parametrize("name", [Data.CIFAR10, Data.CIFAR100, Data.MNIST, Data.FASHION_MNIST])
+def test_the_hubs_parquet_of_lossless_images_is_read_as_it_was_written(name, tmp_path):
+    written = write_hub(tmp_path, name, "PNG", files=2)
+    assert_same(loaded(name, tmp_path), written)
+    assert pixels(name, tmp_path) is Pixels.ORIGINAL
+
+
+@pytest.mark.usefixtures("small", "offline")
+def test_images_that_went_through_jpeg_are_another_trials_data(tmp_path):
+    write_hub(tmp_path, Data.CIFAR10, "JPEG")
+    assert pixels(Data.CIFAR10, tmp_path) is Pixels.JPEG
+    trial = digits(data=Data.CIFAR10, validation=0, pixels=Pixels.JPEG)
+    assert trial.data_title == "CIFAR-10 (JPEG)"
+    prepare(trial, tmp_path)
+    with pytest.raises(Refusal, match=r"^pixels original: .* holds jpeg images; .*pixels=jpeg"):
+        prepare(digits(data=Data.CIFAR10, validation=0), tmp_path)
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_missing_data_set_is_one_message_that_names_folder_and_formats(tmp_path):
+    with pytest.raises(Refusal) as told:
+        prepare(digits(data=Data.CIFAR10, validation=0), tmp_path)
+    for part in [str(tmp_path), "cifar10/train-*.parquet", "cifar-10-batches-py", "no network", "data=digits"]:
+        assert part in str(told.value)
+
+
+@pytest.mark.usefixtures("small", "offline")
+def test_a_file_that_is_not_whole_is_refused(tmp_path, monkeypatch):
+    write_cifar(tmp_path, Data.CIFAR10, monkeypatch)
+    victim = next((tmp_path / "cifar-10-batches-py").glob("data_batch_1"))
+    victim.write_bytes(victim.read_bytes()[:-1])
+    with pytest.raises(Refusal, match="^data cifar10: not found"):
+        prepare(digits(data=Data.CIFAR10, validation=0), tmp_path)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda file: file.write_bytes(file.read_bytes()[:100]), "cannot be read as Parquet"),
+        (lambda file: pq.write_table(pq.read_table(file).slice(1), file), r"\(19, 32, 32, 3\)"),
+        (lambda file: pq.write_table(pq.read_table(file).drop_columns("label"), file), "no column label"),
+        (lambda file: pq.write_table(pq.read_table(file).drop_columns("img"), file), "no image column"),
+    ],
+)
+def test_a_damaged_hub_file_is_named(harm, said, tmp_path):
+    write_hub(tmp_path, Data.CIFAR10, "PNG")
+    harm(tmp_path / "cifar10" / "train-00000-of-00001.parquet")
+    with pytest.raises(Refusal, match=said):
+        prepare(digits(data=Data.CIFAR10, validation=0), tmp_path)
+
+
+DOWNLOAD = """
+import hashlib, json, sys
+from pathlib import Path
+sys.path.insert(0, "tests")
+from examples import digits
+from torchvision import datasets
+from bnscale.data import prepare
+from bnscale.trial import Data, _FACTS
+_FACTS[Data.MNIST] = _FACTS[Data.MNIST]._replace(train=20, test=6)
+mirror, sums, folder = sys.argv[1], json.loads(sys.argv[2]), Path(sys.argv[3])
+datasets.MNIST.mirrors, datasets.MNIST.resources = [mirror], [tuple(each) for each in sums]
+prepare(digits(data=Data.MNIST, validation=0), folder)
+"""
+
+
+@pytest.mark.usefixtures("small")
+def test_two_processes_that_lack_the_data_download_it_once(tmp_path):
+    home = tmp_path / "MNIST" / "raw"
+    write_idx(tmp_path, Data.MNIST)
+    for file in list(home.iterdir()):
+        (home / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
+        file.unlink()
+    files = sorted(home.iterdir())
+    asked: list[str] = []
+
+    class Mirror(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            super().do_GET()
+
+        def log_message(self, *args):
+            pass
+
+    handler = functools.partial(Mirror, directory=str(home))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        mirror = f"http://127.0.0.1:{server.server_port}/"
+        sums = json.dumps([(file.name, hashlib.md5(file.read_bytes()).hexdigest()) for file in files])
+        command = [sys.executable, "-c", DOWNLOAD, mirror, sums, str(tmp_path / "data")]
+        both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+        for process in both:
+            _, error = process.communicate(timeout=100)
+            assert process.returncode == 0, error
+        server.shutdown()
+    # torchvision asks for a file twice, the first time only to learn where its address leads.
+    assert Counter(asked) == {f"/{file.name}": 2 for file in files}
+
+
+# --- batches ------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_a_function_of_trial_and_step():
+    trial = digits(epochs=3, steps=None)
+    first, again = Resident(trial, NOWHERE, CPU), Resident(trial, NOWHERE, CPU)
+    later = trial.steps_per_epoch + 2
+    expected = [first.batch(step) for step in range(later + 1)][later]
+    for one, other in zip(expected, again.batch(later), strict=True):  # asked for alone, out of order
+        assert torch.equal(one, other)
+    other_seed = Resident(digits(epochs=3, steps=None, seed=1), NOWHERE, CPU).batch(later)
+    assert not torch.equal(expected[0], other_seed[0])
+
+
+def test_an_epoch_shows_each_training_image_once_and_no_held_out_one():
+    trial = digits(augmentation=Augmentation.NONE, batch=7, norm_batch=7)
+    resident = Resident(trial, NOWHERE, CPU)
+    shown = torch.cat([resident.batch(step)[0] for step in range(trial.steps_per_epoch)]).flatten(1)
+    held = torch.cat([images for images, _ in resident.batches("validation", 50)]).flatten(1)
+    assert len(shown) == 1337
+    assert len(held) == 100
+    whole = data._load(Data.DIGITS, NOWHERE, CPU).train.images_NCHW.flatten(1)
+    unique = len(torch.unique(whole, dim=0))
+    assert len(torch.unique(torch.cat([shown, held]), dim=0)) == unique
+    assert len(torch.unique(shown, dim=0)) + len(torch.unique(held, dim=0)) == unique
+
+
+def test_the_held_out_images_are_the_same_for_every_seed_and_batch_size():
+    held = [
+        torch.cat([i for i, _ in Resident(trial, NOWHERE, CPU).batches("validation", size)])
+        for trial, size in [(digits(), 7), (digits(seed=5, lr=1.0), 50)]
+    ]
+    assert torch.equal(*held)
+
+
+def test_the_workers_of_a_gang_have_the_batch_between_them():
+    resident = Resident(digits(), NOWHERE, CPU)
+    whole = resident.batch(3)
+    halves = [resident.batch(3, slice(0, 8)), resident.batch(3, slice(8, 16))]
+    for i in (0, 1):
+        assert torch.equal(whole[i], torch.cat([half[i] for half in halves]))
+    parts = [list(resident.batches("test", 50, slice(rank, None, 2))) for rank in (0, 1)]
+    assert sorted(len(labels) for part in parts for _, labels in part) == [10] + [50] * 7
+
+
+def test_shifts_are_crops_of_the_black_bordered_image():
+    images = torch.randint(1, 256, (81, 3, 32, 32), dtype=torch.uint8)
+    offsets = torch.cartesian_prod(torch.arange(9), torch.arange(9))
+    moved = shifted(images, offsets)
+    padded = torch.nn.functional.pad(images, (4, 4, 4, 4))
+    for image, (down, right), result in zip(padded, offsets.tolist(), moved, strict=True):
+        assert torch.equal(result, image[:, down : down + 32, right : right + 32])
+
+
+def test_flips_and_shifts_are_drawn_per_image_and_uniform():
+    resident = Resident(digits(), NOWHERE, CPU)
+    _, flips, shifts = resident._plan(0)
+    assert float(flips.float().mean()) == pytest.approx(0.5, abs=0.06)
+    assert torch.bincount(shifts[:, 0], minlength=3).float().div(1337).allclose(torch.full((3,), 1 / 3), atol=0.06)
+    assert set(shifts.flatten().tolist()) == {0, 1, 2}  # 1/8 of 8 pixels, each way
+
+
+def test_augmentation_none_gives_the_images_as_they_are_stored():
+    plain = Resident(digits(augmentation=Augmentation.NONE), NOWHERE, CPU).batch(0)[0]
+    moved = Resident(digits(augmentation=Augmentation.SHIFT), NOWHERE, CPU).batch(0)[0]
+    stored = data._load(Data.DIGITS, NOWHERE, CPU)
+    known = (stored.train.images_NCHW / 255 - stored.mean_C) / stored.sd_C
+    known = {tuple(image.flatten().tolist()) for image in known}
+    assert all(tuple(image.flatten().tolist()) in known for image in plain)
+    assert not all(tuple(image.flatten().tolist()) in known for image in moved)
+
+
+def test_digits_have_mean_zero_and_deviation_one_over_the_training_images():
+    found = data._load(Data.DIGITS, NOWHERE, CPU)
+    normal = (found.train.images_NCHW / 255 - found.mean_C) / found.sd_C
+    assert float(normal.mean()) == pytest.approx(0, abs=1e-4)
+    assert float(normal.std()) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the JPEG copy of CIFAR-10 is not beside this checkout")
+def test_the_real_cifar10_is_whole_and_balanced():
+    found = data._load(Data.CIFAR10, SHARED, CPU)
+    assert torch.bincount(found.train.labels_N).tolist() == [5000] * 10
+    assert torch.bincount(found.test.labels_N).tolist() == [1000] * 10
+    # Channel means of CIFAR-10's training images, as published many times over; JPEG moves them by less than 0.002.
+    means = found.train.images_NCHW.float().div(255).mean((0, 2, 3))
+    torch.testing.assert_close(means, torch.tensor([0.4914, 0.4822, 0.4465]), atol=2e-3, rtol=0)

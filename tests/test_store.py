@@ -1,0 +1,558 @@
+"""The store under kills, full disks, retries and wrong values: no committed row is lost and none is there twice.
+
+Run as a program it is the victim: it lives a trial's life again and again, and dies at every file operation in turn.
+"""
+
+import errno
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from examples import digits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bnscale import store as files
+from bnscale.store import Store, StoreFailure, Writer
+from bnscale.trial import Outcome, Refusal, Trial
+
+LAST = 6
+TRIAL = digits(steps=LAST)
+SEAM = ("_write", "_rename", "_make", "_sync", "_delete")
+
+
+@dataclass(frozen=True)
+class Curve:
+    step: int
+    split: str
+    loss: float
+
+
+@dataclass(frozen=True)
+class Gamma:
+    step: int
+    layer_index: int
+    gamma_dead: float | None
+
+
+@pytest.fixture(autouse=True)
+def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test cuts the power: forcing each file to the disk would only take time."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
+def live(root: Path, every: int, saves: int, again: Callable[[Callable[[], None]], None] = lambda call: call()) -> None:
+    """One attempt at a trial, as training does it: flush each `every` steps, a checkpoint each `saves`."""
+    store = Store(root)
+    checkpoint = root / "checkpoint"
+    start = int(checkpoint.read_text()) if checkpoint.exists() else 0
+    writer: list[Writer] = []
+    again(lambda: writer.append(store.writer(TRIAL, {"curve": "1 epoch"}, {"host": "here"})))
+    notebook = writer[-1]
+    again(lambda: notebook.rewind(start))
+    for step in range(start, LAST + 1):
+        if step % every == 0:
+            again(lambda: notebook.flush(step))  # noqa: B023 (called at once)
+            (root / "flushed").write_text(str(step))
+        if step % saves == 0:
+            if step % every:
+                again(lambda: notebook.flush(step))  # noqa: B023
+            (root / "saving").write_text(str(step))
+            os.replace(root / "saving", checkpoint)
+        notebook.write("curve", [Curve(step, split, step / 3) for split in ("validation", "test")])
+        if step % 3 == 0:
+            notebook.write("gamma", [Gamma(step, layer, None) for layer in range(3)])
+    again(lambda: notebook.finish(Outcome.FINISHED, LAST, {}))
+
+
+CURVE = Counter((step, split) for step in range(LAST + 1) for split in ("validation", "test"))
+GAMMA = Counter((step, layer) for step in range(0, LAST + 1, 3) for layer in range(3))
+
+
+def rows(root: Path, table: str) -> Counter[Any]:
+    found: Counter[Any] = Counter()
+    for path in Store.existing(root).files(table):
+        for row in pq.ParquetFile(path).read().to_pylist():
+            found[tuple(row.values())[:2]] += 1
+    return found
+
+
+def counted(act: Callable[[int, str, Callable[..., None], tuple[Any, ...]], None]) -> list[int]:
+    """Put `act` before every file operation; how many there were."""
+    calls = [0]
+    for name in SEAM:
+        plain = getattr(files, name)
+
+        def operation(*arguments: Any, name: str = name, plain: Callable[..., None] = plain) -> None:
+            calls[0] += 1
+            act(calls[0], name, plain, arguments)
+            plain(*arguments)
+
+        setattr(files, name, operation)
+    return calls
+
+
+@pytest.fixture
+def _mended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts the file operations back after the test."""
+    for name in SEAM:
+        monkeypatch.setattr(files, name, getattr(files, name))
+
+
+@pytest.fixture(scope="module")
+def victims(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """What is on the disk after a death at each file operation: before it, and half way through a write."""
+    root = tmp_path_factory.mktemp("victims")
+    path = os.pathsep.join(sys.path)
+    victim = [sys.executable, __file__, str(root)]
+    done = subprocess.run(victim, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    return sorted(path for path in root.iterdir() if path.is_dir())
+
+
+def test_a_writer_killed_at_any_file_operation_loses_no_committed_row_and_doubles_none(victims: list[Path]) -> None:
+    assert len(victims) > 60
+    outcomes = set()
+    for root in victims:
+        if not (root / "manifests").exists():
+            continue
+        assert max(rows(root, "curve").values(), default=1) == 1, root
+        assert max(rows(root, "gamma").values(), default=1) == 1, root
+        if (root / "flushed").exists():
+            flushed = int((root / "flushed").read_text())
+            assert {step for step, _ in rows(root, "curve")} >= set(range(flushed)), root
+        store = Store(root)
+        manifest = store.manifest(TRIAL.id)
+        assert not store.damaged
+        outcomes.add(manifest and manifest.outcome)
+        if manifest and manifest.outcome:
+            assert rows(root, "curve") == CURVE, root
+            assert rows(root, "gamma") == GAMMA, root
+    assert outcomes == {None, Outcome.FINISHED}
+
+
+@pytest.mark.parametrize(("every", "saves"), [(3, 3), (1, 6)])
+def test_a_killed_trial_goes_on_with_any_flush_pattern_to_the_rows_of_an_unbroken_one(
+    victims: list[Path], tmp_path: Path, every: int, saves: int
+) -> None:
+    for victim in victims:
+        root = Path(shutil.copytree(victim, tmp_path / victim.name))
+        manifest = Store(root).manifest(TRIAL.id)
+        if manifest is None or manifest.outcome is None:
+            live(root, every, saves)
+        assert rows(root, "curve") == CURVE, root
+        assert rows(root, "gamma") == GAMMA, root
+        left = {path for path in root.glob("curve/*/*")}
+        if manifest is None or manifest.outcome is None:
+            assert left == set(Store(root).files("curve")), f"{root}: orphans stay"
+
+
+@pytest.mark.usefixtures("_mended")
+@pytest.mark.parametrize(("number", "each"), [(errno.ENOSPC, 1), (errno.EACCES, 7)])
+def test_a_disk_that_fails_once_costs_a_message_and_nothing_else(tmp_path: Path, number: int, each: int) -> None:
+    failing, failures = [0], list[StoreFailure]()
+
+    def fail(call: int, name: str, plain: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        if call == failing[0]:
+            if name == "_write":
+                plain(arguments[0], arguments[1][:10])
+            raise OSError(number, os.strerror(number))
+
+    calls = counted(fail)
+
+    def again(call: Callable[[], None]) -> None:
+        try:
+            call()
+        except StoreFailure as failure:
+            failures.append(failure)
+            assert not list(tmp_path.glob(f"{failing[0]}/**/*.tmp"))
+            call()
+
+    live(tmp_path / "0", 2, 3)
+    operations = calls[0]
+    for failing[0] in range(5, operations + 1, each):  # the first four make the folder of the store
+        calls[0] = 0
+        live(tmp_path / str(failing[0]), 2, 3, again)
+        assert rows(tmp_path / str(failing[0]), "curve") == CURVE, failing
+        assert rows(tmp_path / str(failing[0]), "gamma") == GAMMA, failing
+    for failure in failures:
+        assert failure.errno == number
+        assert str(tmp_path) in str(failure)
+        assert os.strerror(number).lower() in str(failure)
+    assert len(failures) > 0.7 * operations / each  # a deletion that fails is no failure
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(["read", "read", "read", "flush", "save", "kill", "fail"]), max_size=30))
+def test_no_history_of_flushes_checkpoints_and_kills_doubles_or_drops_a_row(
+    tmp_path_factory: pytest.TempPathFactory, history: list[str]
+) -> None:
+    root = tmp_path_factory.mktemp("history")
+    store = Store(root)
+    writer = store.writer(TRIAL, {}, {})
+    step = saved = 0
+    for event in history:
+        match event:
+            case "read":
+                writer.write("curve", [Curve(step, "test", 0.0)])
+                step += 1
+            case "flush":
+                writer.flush(step)
+            case "save":
+                writer.flush(step)
+                saved = step
+            case _:
+                if event == "fail":
+                    writer.finish(Outcome.FAILED, step, {"error": "worker died"})
+                writer = Store(root).writer(TRIAL, {}, {})
+                writer.rewind(saved)
+                step = saved
+    writer.finish(Outcome.FINISHED, step, {})
+    assert rows(root, "curve") == Counter((each, "test") for each in range(step))
+    assert len(store.files("curve")) <= 1
+
+
+# --- one writer -----------------------------------------------------------------------------------
+
+
+def test_rows_count_from_the_flush_on_and_are_one_file_a_table_in_the_end(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    writer = store.writer(TRIAL, {"curve": "1 epoch"}, {})
+    writer.write("curve", [Curve(0, "test", 2.5)])
+    assert rows(tmp_path, "curve") == Counter()
+    writer.flush(4)
+    assert store.files("curve") == [tmp_path / "curve" / f"trial={TRIAL.id}" / "part-0.parquet"]
+    writer.write("curve", [Curve(4, "test", 1.5)])
+    writer.flush(8)
+    assert [path.name for path in store.files("curve")] == ["part-0.parquet", "part-4.parquet"]
+    writer.write("curve", [Curve(8, "test", 0.5)])
+    writer.finish(Outcome.FINISHED, 10, {})
+    (path,) = store.files("curve")
+    assert list(path.parent.iterdir()) == [path]
+    assert pq.ParquetFile(path).read().to_pylist() == [
+        {"step": step, "split": "test", "loss": 2.5 - step / 4} for step in (0, 4, 8)
+    ]
+    manifest = store.manifest(TRIAL.id)
+    assert manifest is not None
+    assert (manifest.outcome, manifest.step, manifest.total_steps, manifest.attempts) == ("finished", 10, LAST, 1)
+    assert store.files("curve", {"another"}) == []
+
+
+def test_a_flush_of_the_same_step_adds_what_is_new_and_takes_a_repetition_once(tmp_path: Path) -> None:
+    writer = Store(tmp_path).writer(TRIAL, {}, {})
+    for loss in (1.0, 2.0, 3.0, 3.0):
+        writer.write("curve", [Curve(5, "test", loss)])
+        writer.flush(5)
+    found = [pq.ParquetFile(path).read()["loss"].to_pylist() for path in Store(tmp_path).files("curve")]
+    assert found == [[1.0], [2.0], [3.0]]
+
+
+def test_readings_without_a_number_are_stored_as_they_are(tmp_path: Path) -> None:
+    writer = Store(tmp_path).writer(TRIAL, {}, {})
+    writer.write("curve", [Curve(0, "test", value) for value in (math.nan, math.inf, -math.inf)])
+    writer.finish(Outcome.DIVERGED, 0, {})
+    (path,) = Store(tmp_path).files("curve")
+    nan, *infinite = pq.ParquetFile(path).read()["loss"].to_pylist()
+    assert math.isnan(nan)
+    assert infinite == [math.inf, -math.inf]
+
+
+def test_files_say_nothing_of_the_range_of_floats_for_it_would_leave_nan_out(tmp_path: Path) -> None:
+    writer = Store(tmp_path).writer(TRIAL, {}, {})
+    writer.write("curve", [Curve(0, "test", math.nan), Curve(1, "test", 1.0)])
+    writer.finish(Outcome.DIVERGED, 0, {})
+    (path,) = Store(tmp_path).files("curve")
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    assert group.column(0).statistics.max == 1
+    assert group.column(2).statistics is None
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        (Curve(0, "test", "0.5"), "loss"),  # type: ignore[arg-type]
+        (Curve(0, "test", 1), "loss"),
+        (Curve(0, "test", None), "loss"),  # type: ignore[arg-type]
+        (Curve(True, "test", 1.0), "step"),
+        (Curve(0.0, "test", 1.0), "step"),  # type: ignore[arg-type]
+        (Curve(0, 3, 1.0), "split"),  # type: ignore[arg-type]
+        (Gamma(0, 1, 0.5), "Gamma"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_with_trial_table_and_column(tmp_path: Path, row: Any, column: str) -> None:
+    writer = Store(tmp_path).writer(TRIAL, {}, {})
+    writer.write("curve", [Curve(0, "train", 1.0)])
+    with pytest.raises(Refusal, match=f"trial {TRIAL.id}, table curve.*{column}"):
+        writer.write("curve", [Curve(0, "test", 1.0), row])
+    writer.flush(0)
+    assert rows(tmp_path, "curve") == Counter({(0, "train"): 1}), "a refused batch leaves nothing"
+
+
+def test_a_table_that_cannot_be_one_is_refused(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Odd:
+        step: int
+        values: list[float]
+
+    @dataclass(frozen=True)
+    class Timeless:
+        loss: float
+
+    @dataclass(frozen=True)
+    class Trialled:
+        step: int
+        trial: str
+
+    writer = Store(tmp_path).writer(TRIAL, {}, {})
+    for table, row, wrong in [
+        ("odd", Odd(0, []), "Odd.values"),
+        ("timeless", Timeless(0.0), "step"),
+        ("trialled", Trialled(0, "x"), "Trialled.trial"),
+        ("trials", Curve(0, "test", 0.0), "table trials"),
+        ("../up", Curve(0, "test", 0.0), "name"),
+        ("rows", (1, 2), "dataclass"),
+    ]:
+        with pytest.raises(Refusal, match=wrong):
+            writer.write(table, [row])
+
+
+def test_a_column_keeps_its_type_over_attempts_and_a_new_one_is_null_before(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Changed:
+        step: int
+        split: int
+        loss: float
+
+    @dataclass(frozen=True)
+    class More:
+        step: int
+        split: str
+        loss: float
+        top5: float
+
+    writer = Store(tmp_path).writer(TRIAL, {}, {})
+    writer.write("curve", [Curve(0, "test", 1.0)])
+    writer.flush(1)
+    writer = Store(tmp_path).writer(TRIAL, {}, {})
+    with pytest.raises(Refusal, match="column split: is bigint and was varchar"):
+        writer.write("curve", [Changed(1, 1, 1.0)])
+    writer.write("curve", [More(1, "test", 0.5, 0.9)])
+    writer.finish(Outcome.FINISHED, 10, {})
+    (path,) = Store(tmp_path).files("curve")
+    assert pq.ParquetFile(path).read()["top5"].to_pylist() == [None, 0.9]
+
+
+def test_a_damaged_part_is_not_merged_into_the_result_and_stays_named(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    writer = store.writer(TRIAL, {}, {})
+    for step in (0, 1):
+        writer.write("curve", [Curve(step, "test", 1.0)])
+        writer.flush(step + 1)
+    broken = store.files("curve")[0]
+    broken.write_bytes(broken.read_bytes()[:-1])
+    writer.write("curve", [Curve(2, "test", 1.0)])
+    writer.finish(Outcome.FINISHED, 10, {})
+    manifest = store.manifest(TRIAL.id)
+    assert manifest is not None
+    parts = manifest.parts["curve"]
+    assert [part.file for part in parts] == ["part-0.parquet", "part-1.parquet", "part-2.parquet"]
+    assert files.damage(broken, parts[0]) == f"has {parts[0].bytes - 1} bytes and its manifest says {parts[0].bytes}"
+
+
+def test_a_trial_of_one_step_takes_few_file_operations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forced: list[int] = []
+    monkeypatch.setattr(os, "fsync", forced.append)
+    store = Store(tmp_path)
+    forced.clear()
+    writer = store.writer(TRIAL, {}, {})
+    writer.rewind(0)
+    writer.write("curve", [Curve(0, "test", 1.0)])
+    writer.finish(Outcome.FINISHED, 1, {})
+    assert len(forced) == 8  # two manifests, two new folders, one data file: each and the folder that names it
+
+
+# --- attempts and facts ---------------------------------------------------------------------------
+
+
+def test_attempts_count_and_their_seconds_add_up(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    began = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    store.writer(TRIAL, {}, {"started": began, "host": "one"}).finish(
+        Outcome.FAILED, 3, {"seconds": 2.5, "error": "no space", "peak_memory": 7}
+    )
+    failed = store.manifest(TRIAL.id)
+    assert failed is not None
+    assert (failed.outcome, failed.facts["error"]) == (Outcome.FAILED, "no space")
+    writer = store.writer(TRIAL, {}, {"host": "two", "started": began + timedelta(days=1)})
+    resumed = store.manifest(TRIAL.id)
+    assert resumed is not None
+    assert resumed.outcome is None
+    assert "error" not in resumed.facts
+    writer.finish(Outcome.FINISHED, 10, {"seconds": 4.0})
+    (row,) = store.trials_table().to_pylist()
+    assert {name: row[name] for name in ("attempts", "seconds", "host", "error", "started")} == {
+        "attempts": 2,
+        "seconds": 6.5,
+        "host": "two",
+        "error": None,
+        "started": began.replace(tzinfo=None),
+    }
+    assert row["ended"] > row["started"]
+
+
+def test_an_attempt_that_was_killed_counts_its_seconds_up_to_its_last_flush(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    writer = store.writer(TRIAL, {}, {})
+    writer._clock -= 100
+    writer.flush(1)
+    store.writer(TRIAL, {}, {}).finish(Outcome.FINISHED, 10, {"seconds": 5.0})
+    (row,) = store.trials_table().to_pylist()
+    assert 105 <= row["seconds"] < 110
+
+
+def test_a_result_is_trained_once(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for seed, outcome in enumerate((Outcome.FINISHED, Outcome.DIVERGED)):
+        store.writer(digits(seed=seed), {}, {}).finish(outcome, 10, {})
+        with pytest.raises(Refusal, match=f"has {outcome} and is trained once; .*delete"):
+            store.writer(digits(seed=seed), {}, {})
+
+
+def test_an_attempt_that_another_has_overtaken_writes_no_more(tmp_path: Path) -> None:
+    old = Store(tmp_path).writer(TRIAL, {}, {})
+    old.write("curve", [Curve(0, "test", 1.0)])
+    new = Store(tmp_path).writer(TRIAL, {}, {})
+    for late in (lambda: old.flush(1), lambda: old.rewind(0), lambda: old.finish(Outcome.FINISHED, 10, {})):
+        with pytest.raises(StoreFailure, match="attempt 2 has taken over; attempt 1 writes no more"):
+            late()
+    new.finish(Outcome.FINISHED, 10, {})
+    assert rows(tmp_path, "curve") == Counter()
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"hots": "x"}, "fact hots: no such fact; did you mean host?"),
+        ({"workers": "2"}, "fact workers '2'"),
+        ({"started": datetime(2026, 1, 1)}, "fact started"),
+        ({"last_finite_loss": math.inf}, "fact last_finite_loss inf"),
+    ],
+)
+def test_a_fact_without_a_column_or_of_another_type_is_refused(
+    tmp_path: Path, facts: dict[str, Any], said: str
+) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(Refusal, match=said.replace("?", "[?]")):
+        store.writer(TRIAL, {}, facts)
+    with pytest.raises(Refusal, match=said.replace("?", "[?]")):
+        store.writer(TRIAL, {}, {}).finish(Outcome.FINISHED, 10, facts)
+
+
+def test_the_trials_table_has_every_field_and_fact_as_a_column(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.trials_table().num_rows == 0
+    assert len(store.trials_table().schema) == len(Trial.model_fields) + 6 + 20
+    store.writer(TRIAL, {}, {"threads": 2, "torch": None})
+    (row,) = store.trials_table().to_pylist()
+    assert row["trial"] == TRIAL.id
+    assert {name: row[name] for name in Trial.model_fields} == TRIAL.model_dump() | {"milestones": [0.5]}
+    assert (row["outcome"], row["data_title"], row["step"], row["threads"], row["torch"]) == (
+        None,
+        "digits",
+        0,
+        2,
+        None,
+    )
+
+
+# --- manifests ------------------------------------------------------------------------------------
+
+
+def test_a_manifest_that_cannot_be_trusted_is_named_and_hides_no_other(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for seed in range(5):
+        store.writer(digits(seed=seed), {}, {}).finish(Outcome.FINISHED, 10, {})
+    newer, cut, empty, foreign, good = sorted((tmp_path / "manifests").iterdir())
+    newer.write_text(
+        newer.read_text().replace('"format": 1', '"format": 2').replace('"probes"', '"later": 1, "probes"')
+    )
+    cut.write_text(cut.read_text()[:100])
+    empty.write_text("")
+    foreign.write_text(foreign.read_text().replace('"depth": 8', '"depth": 14'))
+    assert [manifest.trial for manifest in store.manifests()] == [good.stem]
+    reasons = dict(store.damaged)
+    assert "was made by bnscale " in reasons[newer]
+    assert "(format 2); update bnscale" in reasons[newer]
+    assert "is damaged" in reasons[cut]
+    assert "is damaged" in reasons[empty]
+    assert "its fields are another trial's" in reasons[foreign]
+    for path in (newer, cut, empty, foreign):
+        with pytest.raises(Refusal, match=path.stem):
+            store.manifest(path.stem)
+    assert store.manifest("resnet8-never") is None
+
+
+def test_two_trials_of_one_id_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    store.writer(TRIAL, {}, {})
+    monkeypatch.setattr(Trial, "id", TRIAL.id)
+    with pytest.raises(Refusal, match="another trial with this id"):
+        store.writer(digits(depth=14), {}, {})
+
+
+def test_a_store_may_be_moved(tmp_path: Path) -> None:
+    live(tmp_path / "old", 3, 3)
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert rows(tmp_path / "new", "curve") == CURVE
+
+
+def test_a_store_that_cannot_be_is_refused_and_readers_create_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for root in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(Refusal, match=r"store .*file.*: cannot be written \(.*\); choose another with --store"):
+            Store(root)
+    with pytest.raises(Refusal, match="nowhere: there is none"):
+        Store.existing(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def _victim(root: Path) -> None:
+    """Die at operation 1, 2, 3 .. of a trial's life, each time in a new process and a new store."""
+    os.fsync = lambda handle: None
+    pa.array([1])  # imports once what every child would
+    names: list[str] = []
+    plain_operations = {name: getattr(files, name) for name in SEAM}
+    counted(lambda call, name, plain, arguments: names.append(name))
+    live(root / "000", 2, 3)
+    for name, plain in plain_operations.items():
+        setattr(files, name, plain)
+    halves = [(call, True) for call, name in enumerate(names, 1) if name == "_write"]
+    for deadly, half in [(call, False) for call in range(1, len(names) + 1)] + halves:
+        child = os.fork()
+        if child == 0:
+
+            def die(call: int, name: str, plain: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+                if call == deadly:  # noqa: B023
+                    if half:  # noqa: B023
+                        plain(arguments[0], arguments[1][: len(arguments[1]) // 2])
+                    os._exit(9)
+
+            counted(die)
+            live(root / f"{deadly:03}{'half' if half else ''}", 2, 3)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9, (deadly, half)
+
+
+if __name__ == "__main__":
+    _victim(Path(sys.argv[1]))

@@ -1,0 +1,230 @@
+"""The loop: nothing plugged in changes what it trains, a stop or a kill changes nothing either, every knob counts."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from examples import digits
+
+from bnscale.data import Resident
+from bnscale.engine import Gang, checkpoint
+from bnscale.engine.local import LocalEngine
+from bnscale.networks import build, trained
+from bnscale.probes import END, EPOCH, STEP, Cadence, Probe, clamp, curve, gamma, gamma_histogram, sparsity
+from bnscale.train import train
+from bnscale.trial import Augmentation, NormInit, Outcome, Precision, Trainable, Trial
+
+NOWHERE = Path("/nonexistent")
+EVERYTHING: dict[Probe, Cadence] = {curve: 3 * STEP, gamma: STEP, gamma_histogram: EPOCH, clamp: END, sparsity: 2 * STEP}
+
+
+class Notebook:
+    """Keeps rows in memory by the store's rules: what was not flushed before a rewind is gone."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[str, Any]] = []
+        self.loose: list[tuple[str, Any]] = []
+        self.ending: tuple[Outcome, int, dict[str, Any]] | None = None
+
+    def write(self, table: str, rows: list[Any]) -> None:
+        self.loose += [(table, row) for row in rows]
+
+    def flush(self, step: int) -> None:
+        assert all(row.step < step for _, row in self.loose), "rows of the step itself would be there twice"
+        self.kept, self.loose = self.kept + self.loose, []
+
+    def rewind(self, step: int) -> None:
+        self.kept, self.loose = [(t, r) for t, r in self.kept if r.step < step], []
+
+    def finish(self, outcome: Outcome, step: int, facts: dict[str, Any]) -> None:
+        self.kept, self.loose = self.kept + self.loose, []
+        self.ending = (outcome, step, facts)
+
+
+def run(
+    trial: Trial,
+    folder: Path,
+    notebook: Notebook | None = None,
+    probes: dict[Probe, Cadence] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, torch.Tensor]:
+    """Train in a fresh network and engine, as a new process would; the final state."""
+    network = build(trial)
+    engine = LocalEngine(network, trial, Gang(), folder)
+    data = Resident(trial, NOWHERE, torch.device("cpu"))
+    for _ in train(trial, engine, data, notebook or Notebook(), probes or {}, stop):
+        pass
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def stop_after(steps: int) -> Callable[[], bool]:
+    """True at the look after so many steps. On a CPU there is a look at every step, the first one before step 1."""
+    looks = iter([False] * steps + [True] * 100)
+    return lambda: next(looks)
+
+
+@pytest.mark.parametrize("trainable", [Trainable.BN, Trainable.ALL])
+@pytest.mark.parametrize("precision", list(Precision))
+def test_training_with_every_probe_and_with_none_is_equal_to_the_last_bit(trainable, precision, tmp_path):
+    trial = digits(trainable=trainable, precision=precision)
+    notebook = Notebook()
+    looked = run(trial, tmp_path / "a", notebook, EVERYTHING)
+    assert {table for table, _ in notebook.kept} == {probe.__name__ for probe in EVERYTHING}
+    assert_equal(looked, run(trial, tmp_path / "b"))
+
+
+@pytest.mark.parametrize("trainable", list(Trainable))
+def test_training_leaves_every_frozen_tensor_at_its_initialisation_and_moves_every_other(trainable, tmp_path):
+    trial = digits(trainable=trainable)
+    before = build(trial)
+    moving = set(trained(before))
+    after = run(trial, tmp_path)
+    for name, value in before.named_parameters():
+        assert torch.equal(value, after[name]) == (name not in moving), name
+    assert not torch.equal(after["norm.running_mean"], before.norm.running_mean)
+
+
+@pytest.mark.parametrize("trainable", [Trainable.BN, Trainable.ALL, Trainable.TWO_PER_CHANNEL, Trainable.NONE])
+@pytest.mark.parametrize("at", [1, 4, 9])
+def test_a_stopped_trial_resumes_to_the_last_bit_and_reads_every_row_once(trainable, at, tmp_path):
+    trial = digits(trainable=trainable)
+    whole, parts = Notebook(), Notebook()
+    expected = run(trial, tmp_path / "whole", whole, EVERYTHING)
+    run(trial, tmp_path / "parts", parts, EVERYTHING, stop_after(at))
+    assert parts.ending is None
+    resumed = run(trial, tmp_path / "parts", parts, EVERYTHING)
+    assert_equal(expected, resumed)
+    assert sorted(map(repr, parts.kept)) == sorted(map(repr, whole.kept))
+    assert parts.ending[:2] == whole.ending[:2] == (Outcome.FINISHED, 10)
+
+
+def test_a_trial_killed_without_a_word_resumes_from_its_last_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr("bnscale.train.SAVE_EVERY", 0.0)  # a checkpoint at every look
+    trial = digits()
+    expected, killed = run(trial, tmp_path / "whole"), Notebook()
+    engine = LocalEngine(build(trial), trial, Gang(), tmp_path / "killed")
+    training = train(trial, engine, Resident(trial, NOWHERE, torch.device("cpu")), killed, EVERYTHING, lambda: False)
+    for _ in range(6):
+        next(training)  # and never again
+    assert [f.name for f in sorted((tmp_path / "killed").glob("*.json"))] == ["step-4.json", "step-5.json"]
+    whole = Notebook()
+    run(trial, tmp_path / "rows", whole, EVERYTHING)
+    assert_equal(expected, run(trial, tmp_path / "killed", killed, EVERYTHING))
+    assert sorted(map(repr, killed.kept)) == sorted(map(repr, whole.kept))
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, monkeypatch):
+    monkeypatch.setattr("bnscale.train.SAVE_EVERY", 0.0)
+    trial, notebook = digits(), Notebook()
+    run(trial, tmp_path, notebook, EVERYTHING, stop_after(6))
+    file = tmp_path / "step-6.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert checkpoint.newest(tmp_path).step == 5
+    assert_equal(run(trial, tmp_path, notebook, EVERYTHING), run(trial, tmp_path / "whole"))
+
+
+def test_a_checkpoint_whose_frozen_weights_the_seed_no_longer_gives_is_not_continued(tmp_path):
+    trial = digits()
+    run(trial, tmp_path, stop=stop_after(4))
+    file = tmp_path / "step-4.json"
+    about = json.loads(file.read_text())
+    about["facts"]["frozen"] = "another torch's"
+    file.write_text(json.dumps(about))
+    assert_equal(run(trial, tmp_path), run(trial, tmp_path / "whole"))
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    checkpoint.write(tmp_path, 1, {"a": torch.ones(3)}, {})
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bnscale.engine.checkpoint.os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.write(tmp_path, 2, {"a": torch.zeros(3)}, {})
+    assert checkpoint.newest(tmp_path).step == 1
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_finished_trial_keeps_one_checkpoint_without_momentum_or_frozen_weights(tmp_path):
+    trial = digits()
+    final = run(trial, tmp_path)
+    step, tensors, _ = checkpoint.newest(tmp_path)
+    assert step == 10
+    assert [f.name for f in tmp_path.glob("*.safetensors")] == ["step-10.safetensors"]
+    moving = set(trained(build(trial))) | {n for n, _ in build(trial).named_buffers()}
+    assert {name.removeprefix("network.") for name in tensors} == moving
+    assert all(torch.equal(value, final[name.removeprefix("network.")]) for name, value in tensors.items())
+
+
+def test_a_loss_that_leaves_the_numbers_ends_the_trial_as_diverged_with_its_step(tmp_path):
+    trial = digits(lr=1e30, trainable=Trainable.ALL, momentum=0.0)
+    notebook = Notebook()
+    run(trial, tmp_path, notebook, {curve: STEP})
+    outcome, step, facts = notebook.ending
+    assert outcome is Outcome.DIVERGED
+    assert 1 <= facts["diverged_step"] < step <= 10
+    assert math.isfinite(facts["last_finite_loss"])
+    assert all(math.isfinite(row.loss) for _, row in notebook.kept if row.step == 0)
+    assert max(row.step for _, row in notebook.kept) <= facts["diverged_step"]
+
+
+def test_the_scheduler_is_shown_validation_accuracy_and_test_accuracy_only_where_nothing_is_held_out(tmp_path):
+    for validation, split in [(100, "validation"), (0, "test")]:
+        trial, notebook = digits(validation=validation), Notebook()
+        engine = LocalEngine(build(trial), trial, Gang(), tmp_path / str(validation))
+        data = Resident(trial, NOWHERE, torch.device("cpu"))
+        last = list(train(trial, engine, data, notebook, {curve: END}, lambda: False))[-1]
+        assert last.accuracy == next(row.accuracy for _, row in notebook.kept if row.split == split)
+
+
+KNOBS: list[dict[str, Any]] = [
+    {"validation": 200},
+    {"augmentation": Augmentation.NONE},
+    {"augmentation": Augmentation.SHIFT},
+    {"depth": 14},
+    {"width": 2},
+    {"norm_init": NormInit.ONES},
+    {"norm_init": NormInit.ONES_ONES},
+    {"norm_init": NormInit.SYMMETRIC},
+    *({"trainable": each} for each in Trainable if each is not Trainable.BN),
+    {"batch": 32, "norm_batch": 16},
+    {"norm_batch": 8},
+    {"steps": 9},
+    {"epochs": 1, "steps": None, "validation": 1277},
+    {"lr": 0.05},
+    {"milestones": ()},
+    {"lr_drop": 0.5},
+    {"warmup": 0.5},
+    {"momentum": 0.5},
+    {"weight_decay": 0.1},
+    {"precision": Precision.BF16},
+    {"seed": 1},
+]
+
+
+@pytest.mark.parametrize("change", KNOBS, ids=str)
+def test_every_knob_has_an_effect_on_what_is_trained(change, tmp_path):
+    plain, turned = run(digits(), tmp_path / "plain"), run(digits(**change), tmp_path / "turned")
+    shared = [n for n in plain if n in turned and plain[n].shape == turned[n].shape and plain[n].is_floating_point()]
+    if "depth" in change:
+        assert plain.keys() != turned.keys()
+    else:
+        assert any(not torch.equal(plain[n], turned[n]) for n in shared)
+
+
+def test_every_field_but_the_data_has_a_knob_above():
+    # The data set itself is test_data's.
+    assert {name for change in KNOBS for name in change} == set(Trial.model_fields) - {"data", "pixels", "network"}
