@@ -8,6 +8,8 @@ ARGS =
 bin = .venv/bin
 # DeepSpeed comes as source; its C++ operations are not ours to use, so nothing is compiled.
 export DS_BUILD_OPS = 0
+# Every worker imports torch; without its bytecode kept, each would compile it anew.
+export PYTHONDONTWRITEBYTECODE =
 
 help:
 	@echo 'make study   train the BN-only depth study, laptop preset, and report   (ARGS="--set depth=8,14")'
@@ -35,7 +37,7 @@ bench: setup
 	$(bin)/python benchmarks/overhead.py
 
 lock: setup
-	$(bin)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+	$(bin)/uv pip compile pyproject.toml --extra dev --extra cluster --universal --python-version 3.11 --generate-hashes \
 	    --no-emit-index-url --no-header --quiet --output-file requirements.lock $(ARGS)
 
 clean:

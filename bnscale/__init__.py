@@ -1,6 +1,6 @@
 """bnscale: why does batch normalization work? Experiments at scale, answered in SQL.
 
-    bnscale.open("results").sql("select depth, max(accuracy) from curve join trials using (trial) group by depth")
+bnscale.open("results").sql("select depth, max(accuracy) from curve join trials using (trial) group by depth")
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 __all__ = ["open"]
 
 
-def open(store: str | Path) -> "Session":  # noqa: A001 (bnscale.open reads like what it does)
+def open(store: str | Path) -> "Session":
     """The results in a store, for SQL in a notebook. Raises `Refusal` where there is no store."""
     from bnscale import query  # so that `import bnscale` costs nothing
     from bnscale.probes import TABLES

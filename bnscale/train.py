@@ -36,7 +36,7 @@ class Job:
     probes: dict[Probe, Cadence]
     store: str  # absolute path
     data: str  # absolute path of the data folder
-    commit: str  # of the code that declared the trial
+    commit: str | None  # of the code that declared the trial; None outside of git
     zero: int  # ZeRO stage of a gang, 0 or 1
 
 

@@ -325,6 +325,8 @@ def _refusal(trial: type[Trial], error: Any) -> str:
             return f"{said}: must be a finite number"
         case _ if isinstance(value, str):
             quoted = value.replace(".", "", 1).isdigit()
-            return f"{said}: is text and must be a number" + (f"; write {name}={value} without quotes" if quoted else "")
+            return f"{said}: is text and must be a number" + (
+                f"; write {name}={value} without quotes" if quoted else ""
+            )
         case _:
             return f"{said}: {error['msg'][0].lower()}{error['msg'][1:]}"

@@ -163,8 +163,8 @@ CLAIMS = [
         paper=0.33,
         unit="%",
         band=(0.2, 0.5),
-        reason="v1 says a quarter to a third and 27 % for ResNet-110; v3 'around a third'. Measured at the deepest network "
-        "of 110 layers or more.",
+        reason="v1 says a quarter to a third and 27 % for ResNet-110; v3 'around a third'. Measured at the deepest "
+        "network of 110 layers or more.",
         standing=Standing.FOUND,
         needs=3,
     ),
@@ -175,7 +175,8 @@ CLAIMS = [
         paper=0.005,
         unit="pt",
         band=(0.0, 0.005),
-        reason="The paper's own bound, as remembered. Measured: the largest change of the mean over seeds at any depth.",
+        reason="The paper's own bound, as remembered. Measured: the largest change of the mean over seeds at any "
+        "depth.",
         standing=Standing.MEMORY,
         needs=2,
     ),
@@ -185,8 +186,8 @@ FIGURES = [
     Figure(
         title="Accuracy over depth",
         query="accuracy_over_depth",
-        caption="Test accuracy at the end of training; learning rate chosen on held-out training images; lines are means "
-        "over seeds, bands 95 % intervals. Hollow points: the paper, on CIFAR-10.",
+        caption="Test accuracy at the end of training; learning rate chosen on held-out training images; lines are "
+        "means over seeds, bands 95 % intervals. Hollow points: the paper, on CIFAR-10.",
         draw=curves(
             x="depth",
             y="accuracy",
@@ -250,8 +251,8 @@ FIGURES = [
     Figure(
         title="|gamma| by layer",
         query="gamma_by_layer",
-        caption="Quantiles of |gamma| over the channels of each norm layer after training, mean over seeds; the stem is "
-        "on the left.",
+        caption="Quantiles of |gamma| over the channels of each norm layer after training, mean over seeds; the stem "
+        "is on the left.",
         draw=bands(
             x="layer_index",
             quantiles=("q05", "q25", "q50", "q75", "q95"),
@@ -324,8 +325,8 @@ study = Study(
         ),
         nuisance=grid(lr=[0.1, 0.3]),
         seeds=range(3),
-        note="This preset trains on scikit-learn's digits (8x8 pixels, 1,200 training images), not on the paper's CIFAR-10, "
-        "and for 10 epochs: it asks whether the paper's trends show, not whether its numbers do.",
+        note="This preset trains on scikit-learn's digits (8x8 pixels, 1,200 training images), not on the paper's "
+        "CIFAR-10, and for 10 epochs: it asks whether the paper's trends show, not whether its numbers do.",
     ),
     probes={curve: EPOCH, gamma: END, gamma_histogram: END, clamp: END, sparsity: END},
     claims=CLAIMS,

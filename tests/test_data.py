@@ -27,8 +27,8 @@ from torchvision import datasets
 
 from bnscale import data
 from bnscale.data import Resident, pixels, prepare, shifted
-from bnscale.trial import Augmentation, Data, DataFacts, Pixels, Refusal
 from bnscale.trial import _FACTS as FACTS
+from bnscale.trial import Augmentation, Data, DataFacts, Pixels, Refusal
 
 CPU = torch.device("cpu")
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -116,7 +116,9 @@ def write_idx(folder: Path, name: Data) -> dict[str, tuple[np.ndarray, np.ndarra
     for part, stem, count, seed in [("train", "train", 20, 0), ("test", "t10k", 6, 1)]:
         images, labels = pictures(name.facts, count, seed)
         (home / f"{stem}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 0x803, count, 28, 28) + images.tobytes())
-        (home / f"{stem}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, count) + labels.astype("u1").tobytes())
+        (home / f"{stem}-labels-idx1-ubyte").write_bytes(
+            struct.pack(">II", 0x801, count) + labels.astype("u1").tobytes()
+        )
         written[part] = (images, labels)
     return written
 

@@ -52,7 +52,7 @@ def test_every_table_is_the_name_of_its_probe_and_every_row_has_a_step(at):
 
 
 def test_curve_is_the_mean_over_the_images_in_evaluation_mode(trained, at):
-    trial, engine, data = trained
+    _, engine, data = trained
     rows = {row.split: row for row in curve(at)}
     assert set(rows) == {"train", "validation", "test"}
     engine.module.eval()
@@ -72,7 +72,9 @@ def test_gamma_is_read_per_layer_from_the_stem_to_the_output(trained, at):
     _, engine, _ = trained
     norms = [(n, m) for n, m in engine.module.named_modules() if isinstance(m, BatchNorm)]
     rows = list(gamma(at))
-    assert [(r.layer, r.layer_index, r.channels) for r in rows] == [(n, i, m.num_features) for i, (n, m) in enumerate(norms)]
+    assert [(r.layer, r.layer_index, r.channels) for r in rows] == [
+        (n, i, m.num_features) for i, (n, m) in enumerate(norms)
+    ]
     for row, (_, norm) in zip(rows, norms, strict=True):
         values = norm.weight.detach().double()
         assert row.gamma_dead == pytest.approx(float((values.abs() < 0.01).double().mean()))
@@ -82,14 +84,18 @@ def test_gamma_is_read_per_layer_from_the_stem_to_the_output(trained, at):
 
 
 def test_the_gradient_read_is_the_one_that_the_next_update_takes(trained, at):
-    trial, engine, data = trained
+    _, engine, data = trained
     rows = {row.layer: row for row in gamma(at)}
     buffers = {n: b.clone() for n, b in engine.module.named_buffers()}
     engine.backward(engine(*data.batch(30)))
     for name, module in engine.module.named_modules():
         if isinstance(module, BatchNorm):
-            assert rows[name].gamma_gradient_rms == pytest.approx(float(module.weight.grad.square().mean().sqrt()), rel=1e-5)
-            assert rows[name].beta_gradient_rms == pytest.approx(float(module.bias.grad.square().mean().sqrt()), rel=1e-5)
+            assert rows[name].gamma_gradient_rms == pytest.approx(
+                float(module.weight.grad.square().mean().sqrt()), rel=1e-5
+            )
+            assert rows[name].beta_gradient_rms == pytest.approx(
+                float(module.bias.grad.square().mean().sqrt()), rel=1e-5
+            )
     engine.module.zero_grad()
     engine.module.load_state_dict(buffers, strict=False)
 
@@ -182,5 +188,3 @@ def test_a_cadence_includes_start_and_end(cadence, steps, text):
     assert [step for step in range(201) if cadence.due(step, trial)] == steps
     assert cadence.readings(trial) == len(steps)
     assert str(cadence) == text
-
-

@@ -19,7 +19,13 @@ from bnscale.train import train
 from bnscale.trial import Augmentation, NormInit, Outcome, Precision, Trainable, Trial
 
 NOWHERE = Path("/nonexistent")
-EVERYTHING: dict[Probe, Cadence] = {curve: 3 * STEP, gamma: STEP, gamma_histogram: EPOCH, clamp: END, sparsity: 2 * STEP}
+EVERYTHING: dict[Probe, Cadence] = {
+    curve: 3 * STEP,
+    gamma: STEP,
+    gamma_histogram: EPOCH,
+    clamp: END,
+    sparsity: 2 * STEP,
+}
 
 
 class Notebook:

@@ -14,7 +14,6 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 
-
 class Checkpoint(NamedTuple):
     step: int  # updates taken
     tensors: dict[str, Tensor]
@@ -22,7 +21,7 @@ class Checkpoint(NamedTuple):
 
 
 def write(folder: Path, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], kept: int = 2) -> None:
-    """Only the `kept` newest stay. Raises OSError where the disk is full or read-only; what was there before stays whole."""
+    """Only the `kept` newest stay. Raises OSError for a full or read-only disk; what was there before stays whole."""
     folder.mkdir(parents=True, exist_ok=True)
     content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
     about = {"step": step, "sha256": hashlib.sha256(content).hexdigest(), "facts": facts}

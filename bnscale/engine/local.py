@@ -62,7 +62,7 @@ class LocalEngine:
     def total(self, value: Tensor) -> Tensor:
         return value
 
-    def agree(self, flag: bool) -> bool:  # noqa: FBT001 (a value, not a mode)
+    def agree(self, flag: bool) -> bool:
         return flag
 
     def statistics(self) -> dict[str, Tensor]:

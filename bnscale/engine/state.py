@@ -41,5 +41,5 @@ def frozen_sum(network: nn.Module) -> str:
     digest = hashlib.sha256()
     for parameter in network.parameters():
         if not parameter.requires_grad:
-            digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

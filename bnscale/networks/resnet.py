@@ -39,7 +39,7 @@ class ResNet(nn.Module):
     def __init__(self, depth: int, width: int, channels: int, classes: int, norm_batch: int) -> None:
         super().__init__()
         stage, rest = divmod(depth - 2, 6)
-        assert rest == 0 and stage > 0, "Trial refuses other depths"
+        assert not rest, "Trial refuses other depths"
         inputs = 16 * width
         self.conv = nn.Conv2d(channels, inputs, 3, padding=1, bias=False)
         self.norm = BatchNorm(inputs, norm_batch)

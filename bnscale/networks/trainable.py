@@ -1,5 +1,7 @@
 """Which tensors may change: `requires_grad`, and the paper's baseline of two weights a channel."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -37,7 +39,7 @@ def restrict(network: nn.Module, trial: Trial) -> None:
             parameter.requires_grad_(trains)
         if trial.trainable is Trainable.TWO_PER_CHANNEL and isinstance(module, nn.Conv2d):
             module.__class__ = PairConv2d
-            module.choose(generator(trial, f"pair/{name}"))
+            cast(PairConv2d, module).choose(generator(trial, f"pair/{name}"))
 
 
 def _part(name: str, module: nn.Module) -> str:

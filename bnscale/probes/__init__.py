@@ -14,7 +14,13 @@ from bnscale.probes.gamma import HISTOGRAM, Clamp, Gamma, GammaHistogram, clamp,
 from bnscale.probes.snapshot import Probe, Row, Snapshot
 from bnscale.probes.sparsity import Sparsity, sparsity
 
-TABLES: dict[str, type] = {"curve": Curve, "gamma": Gamma, "gamma_histogram": GammaHistogram, "clamp": Clamp, "sparsity": Sparsity}
+TABLES: dict[str, type] = {
+    "curve": Curve,
+    "gamma": Gamma,
+    "gamma_histogram": GammaHistogram,
+    "clamp": Clamp,
+    "sparsity": Sparsity,
+}
 """Every table that the project's own probes write, with its row."""
 
 HISTOGRAM_BINS = len(HISTOGRAM) - 1

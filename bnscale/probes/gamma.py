@@ -81,13 +81,18 @@ def gamma(at: Snapshot) -> Iterator[Gamma]:
     beta_gradients = _by_layer([gradients[f"{layer}.bias"] for layer, _ in at.norms], sizes)
     for index, (layer, norm) in enumerate(at.norms):
         gamma_C, beta_C = gammas[index], betas[index]
+        q05, q25, q50, q75, q95 = map(float, np.quantile(abs(gamma_C), [0.05, 0.25, 0.5, 0.75, 0.95]))
         yield Gamma(
             at.step,
             layer,
             index,
             norm.num_features,
             float((abs(gamma_C) < DEAD).mean()),
-            *map(float, np.quantile(abs(gamma_C), [0.05, 0.25, 0.5, 0.75, 0.95])),
+            q05,
+            q25,
+            q50,
+            q75,
+            q95,
             float(gamma_C.mean()),
             float(gamma_C.std()),
             _rms(gamma_gradients[index]),

@@ -29,16 +29,16 @@ ROWS = 16  # running trials that a terminal shows; the others are counted
 
 @dataclass
 class Running:
-    """A trial on its way: `share` of it was done before this run, so its speed is measured from there."""
+    """A trial on its way."""
 
     since: float  # seconds on the monotonic clock
-    share: float | None = None
+    share: float = 0.0  # of the training that a checkpoint had in store
     at: "Progress | None" = None
 
     @property
     def done(self) -> float:
         """Share of the training behind us, in [0, 1]."""
-        return self.at.step / self.at.total if self.at else self.share or 0.0
+        return self.at.step / self.at.total if self.at else 0.0
 
 
 class Watch:
@@ -82,13 +82,10 @@ class Watch:
         self.waiting.discard(trial)
         self.running[trial] = Running(time.monotonic())
 
-    def progressed(self, trial: str, at: "Progress") -> None:
+    def progressed(self, trial: str, at: "Progress", began: int) -> None:
+        """`began` is the step from which this worker goes on: speed is measured from there."""
         run = self.running.setdefault(trial, Running(time.monotonic()))
-        if run.share is None:
-            # The first report of a trial that goes on from a checkpoint says where it stood. One that
-            # began afresh has done that work just now.
-            expected = (time.monotonic() - run.since) / max(self.seconds[trial] * self.slowness, 1e-9)
-            run.share = at.step / at.total if at.step / at.total > 4 * expected + 0.25 else 0.0
+        run.share = began / at.total
         run.at = at
         if not self._live and time.monotonic() - self._last_line > PLAIN_SECONDS:
             self._last_line = time.monotonic()
@@ -101,7 +98,7 @@ class Watch:
         self.outcomes[outcome] += 1
         if run and outcome in (Outcome.FINISHED, Outcome.DIVERGED):
             self.spent += time.monotonic() - run.since
-            self.foreseen += self.seconds[trial] * max(0.0, run.done - (run.share or 0.0))
+            self.foreseen += self.seconds[trial] * (run.done - run.share)
         if not self._live or outcome is Outcome.FAILED:
             accuracy = run.at.accuracy if run and run.at else None
             reading = f"  accuracy {accuracy:.4f}" if accuracy is not None else ""
@@ -115,7 +112,7 @@ class Watch:
 
     def say(self, text: str) -> None:
         """A line above the view."""
-        self.console.print(text, soft_wrap=True, markup=False)
+        self.console.print(text, soft_wrap=True, markup=False, highlight=False)
 
     def abandon(self) -> None:
         """The process ends at once: give the terminal its cursor back."""
@@ -132,7 +129,7 @@ class Watch:
         began = [
             (now - run.since, self.seconds[trial] * (run.done - run.share))
             for trial, run in self.running.items()
-            if run.share is not None
+            if run.at is not None
         ]
         spent = self.spent + sum(s for s, _ in began)
         foreseen = self.foreseen + sum(f for _, f in began)
@@ -140,11 +137,10 @@ class Watch:
 
     @property
     def left(self) -> float:
-        """Seconds until the study ends at the speed measured so far: at least those of its longest running trial."""
-        slow = self.slowness
-        rests = [self.seconds[t] * (1 - r.done) for t, r in self.running.items()]
-        total = sum(rests) + sum(self.seconds[t] for t in self.waiting)
-        return slow * max([total / max(1, len(self.running)), *rests])
+        """Seconds until the study ends at the speed measured so far: at least those of its longest trial."""
+        rests = [self.seconds[trial] * (1 - run.done) for trial, run in self.running.items()]
+        rests += [self.seconds[trial] for trial in self.waiting]
+        return self.slowness * max(sum(rests) / max(1, len(self.running)), max(rests, default=0.0))
 
     def counts(self) -> str:
         """`12 done, 2 running, 1 failed, 35 waiting; 3 min left`."""

@@ -450,6 +450,7 @@ class _Telling(tune.Callback):
                 accuracy=result.get("accuracy"),
                 outcome=self.outcomes.get(name),
             ),
+            result["began"],
         )
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -659,6 +660,7 @@ class Lead(tune.Trainable):
         self.job = self.brief.jobs[config["trial"]]
         self.stopping = False
         self.begun = False
+        self.began = 0  # the step of the checkpoint from which it goes on
         self.at: Progress | None = None
         self.watchdog: _Watchdog | None = None
         self.steps = self.brief.loop.run(self.job, self.gang, self.need.threads, lambda: self.stopping)
@@ -677,6 +679,8 @@ class Lead(tune.Trainable):
         start = time.monotonic()
         epoch = math.floor(self.at.epoch) if self.at else 0
         for at in self.steps:
+            if self.at is None:
+                self.began = at.step
             self.at = at
             # Its last step is no place to pause: what follows is measuring, and the commit.
             if at.outcome is not None or at.step >= at.total:
@@ -724,6 +728,7 @@ class Lead(tune.Trainable):
         at = self.at
         result = {
             "at": at.step if at else 0,
+            "began": self.began,
             "epoch": at.epoch if at else 0.0,
             "loss": at.loss if at else None,
             "outcome": str(at.outcome) if at and at.outcome else None,

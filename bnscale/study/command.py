@@ -178,7 +178,9 @@ def app(study: Study, file: Path) -> typer.Typer:
 
     @commands.command("sql")
     def _sql(
-        statement: Annotated[str, typer.Argument(help="One statement that reads, or the name of a query of the study.")],
+        statement: Annotated[
+            str, typer.Argument(help="One statement that reads, or the name of a query of the study.")
+        ],
         preset: PresetName = None,
         sets: Settings = None,
         store: StorePath = Path("results"),
@@ -188,7 +190,7 @@ def app(study: Study, file: Path) -> typer.Typer:
         Store.existing(store)
         asked = Asked.of(study, file, preset or _by_this_machine(console), sets, store, folder)
         named = report.queries(file.with_suffix(".sql").read_text()) if statement.isidentifier() else {}
-        console.print(asked.session().sql(named[statement].sql if statement in named else statement))
+        print(asked.session().sql(named[statement].sql if statement in named else statement))
 
     return commands
 
@@ -332,7 +334,9 @@ def _say_status(asked: Asked, console: Console) -> None:
         values = [str(getattr(members[0].trial, name)) for name in asked.axes]
         table.add_row(*values, *(str(counts[name] or "·") for name in states))
     console.print(table)
-    console.print(f"\n{len(asked.planned)} trials: " + ", ".join(f"{every[name]} {name}" for name in states if every[name]))
+    console.print(
+        f"\n{len(asked.planned)} trials: " + ", ".join(f"{every[name]} {name}" for name in states if every[name])
+    )
 
 
 def _state(manifest: Manifest | None, store: Path) -> str:
@@ -381,7 +385,7 @@ def _is_store(path: Path) -> bool:
     return (path / "manifests").is_dir()
 
 
-def _device(gpu: bool) -> str:  # noqa: FBT001
+def _device(gpu: bool) -> str:
     from bnscale.engine.machine import device_name
 
     return device_name(torch.device("cuda" if gpu else "cpu"))
@@ -409,5 +413,3 @@ def _bytes(count: float) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count:.0f} B"
-
-

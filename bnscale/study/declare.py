@@ -25,7 +25,9 @@ def grid(**axes: Iterable[Any]) -> list[dict[str, Any]]:
     for name, each in values.items():
         check_axis(name, each)
     if math.prod(map(len, values.values())) > MOST:
-        raise Refusal(f"grid of {', '.join(values)}: has {math.prod(map(len, values.values())):,} cells; {MOST:,} at most")
+        raise Refusal(
+            f"grid of {', '.join(values)}: has {math.prod(map(len, values.values())):,} cells; {MOST:,} at most"
+        )
     return [dict(zip(values, cell, strict=True)) for cell in itertools.product(*values.values())]
 
 
@@ -56,10 +58,10 @@ class Preset:
         check_axis(axis, values)
         if axis == "seed":
             return replace(self, seeds=values)
-        for name in ("scientific", "nuisance"):
-            cells = [cell for cell in getattr(self, name) if axis in cell]
-            if cells:
-                return replace(self, **{name: _set_axis(cells, axis, values)})
+        if axis in self.axes:
+            return replace(self, scientific=_set_axis([c for c in self.scientific if axis in c], axis, values))
+        if axis in self.nuisances:
+            return replace(self, nuisance=_set_axis([c for c in self.nuisance if axis in c], axis, values))
         if len(values) == 1:
             return replace(self, fixed=self.fixed | {axis: values[0]})
         return replace(self, scientific=[cell | {axis: value} for cell in self.scientific for value in values])

@@ -4,24 +4,35 @@ A study file is a script, so what is wrong in it shows before any of its command
 module makes Python say it our way. Other errors keep their traceback: they are ours.
 """
 
-import inspect
 import sys
+import traceback
+from pathlib import Path
 from types import TracebackType
 
 from bnscale.trial import Refusal
 
 
+def sentence(error: BaseException, file: str | Path) -> str | None:
+    """`file, line 12: what is wrong`, where it was made in that file; None for an error that is not its author's."""
+    if isinstance(error, SyntaxError) and error.filename == str(file):
+        return f"{file}, line {error.lineno}: SyntaxError: {error.msg}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename == str(file)]
+    if isinstance(error, Refusal):
+        return f"{file}, line {own[-1].lineno}: {error}" if own else str(error)
+    if isinstance(error, Exception) and own and own[-1] is frames[-1]:
+        return f"{file}, line {own[-1].lineno}: {type(error).__name__}: {error}"
+    return None
+
+
 def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print a mistake in the study file with its line and exit with 2; hand everything else to Python."""
-    main = getattr(sys.modules.get("__main__"), "__file__", None)
-    frames = inspect.getinnerframes(trace) if trace else []
-    own = [frame for frame in frames if frame.filename == main]
-    if isinstance(error, Refusal) or (isinstance(error, Exception) and own and frames[-1].filename == main):
-        place = f"{main}, line {own[-1].lineno}: " if own else ""
-        said = str(error) if isinstance(error, Refusal) else f"{kind.__name__}: {error}"
-        print(f"{place}{said}", file=sys.stderr)
+    said = sentence(error, getattr(sys.modules.get("__main__"), "__file__", None) or "")
+    if said is None:
+        sys.__excepthook__(kind, error, trace)
+    else:
+        print(said, file=sys.stderr)
         raise SystemExit(2)
-    sys.__excepthook__(kind, error, trace)
 
 
 sys.excepthook = tell

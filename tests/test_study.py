@@ -1,0 +1,256 @@
+"""A study's grid: what is asked is what runs, each trial once, and test images choose nothing."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from examples import FIELDS
+
+from bnscale import query
+from bnscale.probes import TABLES, Curve
+from bnscale.store import Store
+from bnscale.study import Preset, grid
+from bnscale.study.plan import commit, plan, relate, settings
+from bnscale.trial import Data, Outcome, Pixels, Refusal, Trainable
+
+ORIGINAL = dict.fromkeys(Data, Pixels.ORIGINAL)
+FIXED = {k: v for k, v in FIELDS.items() if k not in ("pixels", "lr", "seed", "trainable")}
+
+
+def preset(**changes):
+    whole = Preset(
+        fixed=FIXED,
+        scientific=grid(depth=[8, 14, 20], trainable=[Trainable.BN, Trainable.ALL])
+        + grid(width=[1, 2], trainable=[Trainable.BN]),
+        nuisance=grid(lr=[0.1, 0.3]),
+        seeds=range(2),
+    )
+    return replace(whole, **changes)
+
+
+def cells(of):
+    return {(t.depth, t.width, str(t.trainable)) for t in (each.trial for each in plan(of, ORIGINAL))}
+
+
+# --- grids --------------------------------------------------------------------------------------
+
+
+def test_a_grid_is_the_product_of_its_axes():
+    assert grid(a=[1, 2], b="xy") == [{"a": 1, "b": "x"}, {"a": 1, "b": "y"}, {"a": 2, "b": "x"}, {"a": 2, "b": "y"}]
+
+
+@pytest.mark.parametrize(
+    ("axes", "said"),
+    [
+        ({"lr": []}, "^lr: the axis is empty"),
+        ({"lr": [0.1, 0.10]}, "^lr 0.1: stands 2 times"),
+        ({"lr": [1, 1.0]}, "^lr 1: stands 2 times"),
+        ({"a": range(1000), "b": range(1000)}, "1,000,000 cells"),
+    ],
+)
+def test_a_slip_of_the_pen_in_a_grid_is_refused(axes, said):
+    with pytest.raises(Refusal, match=said):
+        grid(**axes)
+
+
+def test_a_trial_that_two_parts_of_a_grid_name_is_planned_once():
+    planned = plan(preset(), ORIGINAL)
+    assert len(planned) == (6 + 1) * 2 * 2
+    assert len({each.trial.id for each in planned}) == len(planned)
+    assert {e.cell for e in planned if (e.trial.depth, e.trial.trainable) == (8, Trainable.BN)} == {
+        "depth=8 trainable=bn width=1",
+        "depth=8 trainable=bn width=2",
+    }
+
+
+def test_an_axis_that_is_set_keeps_its_own_part_of_the_grid():
+    assert cells(preset().setting("depth", [14])) == {(14, 1, "bn"), (14, 1, "all")}
+    assert cells(preset().setting("width", [2])) == {(8, 2, "bn")}
+    assert cells(preset().setting("trainable", [Trainable.ALL])) == {(8, 1, "all"), (14, 1, "all"), (20, 1, "all")}
+
+
+def test_a_new_value_of_an_axis_gets_the_cells_that_all_others_have():
+    assert cells(preset().setting("depth", [14, 32])) == {(d, 1, t) for d in (14, 32) for t in ("bn", "all")}
+
+
+def test_a_fixed_field_is_replaced_by_one_value_and_becomes_an_axis_with_several():
+    assert {e.trial.batch for e in plan(preset().setting("batch", [32]), ORIGINAL)} == {32}
+    several = preset().setting("momentum", [0.0, 0.9])
+    assert len(plan(several, ORIGINAL)) == 2 * len(plan(preset(), ORIGINAL))
+    assert "momentum" in several.axes
+
+
+def test_seeds_and_nuisance_axes_are_set_like_any_other():
+    planned = plan(preset().setting("seed", [7]).setting("lr", [0.05]), ORIGINAL)
+    assert {(e.trial.seed, e.trial.lr, e.nuisance) for e in planned} == {(7, 0.05, "lr=0.05")}
+
+
+def test_settings_are_read_as_the_fields_types():
+    assert settings(["depth=14,32", "trainable=bn,all", "lr=1e-1", "steps=none", "milestones=0.5/0.75"]) == {
+        "depth": [14, 32],
+        "trainable": [Trainable.BN, Trainable.ALL],
+        "lr": [0.1],
+        "steps": [None],
+        "milestones": [(0.5, 0.75)],
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("depth", "must be field=value"),
+        ("dept=14", r"no such field; did you mean depth\?"),
+        ("depth=", "the axis is empty"),
+        ("lr=0.1,0.10", "stands 2 times"),
+    ],
+)
+def test_a_setting_that_means_nothing_is_refused(text, said):
+    with pytest.raises(Refusal, match=said):
+        settings([text])
+
+
+def test_a_setting_with_a_bad_value_is_refused_by_the_trials_own_rule():
+    for text, said in [("depth=15", "try 14 or 20"), ("trainable=b", "must be one of"), ("lr=abc", "must be a number")]:
+        (axis, values), *_ = settings([text]).items()
+        with pytest.raises(Refusal, match=said):
+            plan(preset().setting(axis, values), ORIGINAL)
+
+
+def test_several_values_to_choose_among_need_held_out_images():
+    bare = preset(fixed=FIXED | {"validation": 0})
+    with pytest.raises(Refusal, match=r"^validation 0: lr has 2 values .* test images choose nothing"):
+        plan(bare, ORIGINAL)
+    assert plan(bare.setting("lr", [0.1]), ORIGINAL)
+
+
+def test_a_grid_without_end_is_refused_before_it_is_built():
+    with pytest.raises(Refusal, match="trials; 100,000 at most"):
+        plan(preset(seeds=range(10**7)), ORIGINAL)
+
+
+# --- what was chosen ----------------------------------------------------------------------------
+
+
+def store_with(folder: Path, results: dict[tuple[float, int], tuple[Outcome, float, float]]):
+    """A store of one cell; results by (lr, seed): outcome, validation and test accuracy."""
+    planned = plan(preset(scientific=grid(depth=[8], trainable=[Trainable.BN])), ORIGINAL)
+    store = Store(folder)
+    for each in planned:
+        outcome, validation, test = results[each.trial.lr, each.trial.seed]
+        writer = store.writer(each.trial, {"curve": "1 epochs"}, {})
+        for step, shift in [(0, -0.05), (10, 0.0)]:
+            for split, accuracy in [("validation", validation), ("test", test)]:
+                writer.write("curve", [Curve(step, 0.1, split, 100, 1.0, accuracy + shift, 1.0)])
+        writer.finish(outcome, 10, {})
+    session = query.open(folder, TABLES)
+    relate(session, planned)
+    return session
+
+
+DONE = Outcome.FINISHED
+
+
+def test_the_nuisance_value_is_chosen_on_validation_images_and_test_images_choose_nothing(tmp_path):
+    session = store_with(
+        tmp_path,
+        {
+            (0.1, 0): (DONE, 0.7, 0.2),
+            (0.1, 1): (DONE, 0.7, 0.3),
+            (0.3, 0): (DONE, 0.6, 0.9),
+            (0.3, 1): (DONE, 0.6, 0.9),
+        },
+    )
+    chosen = session.sql("select nuisance, seed, accuracy from chosen join trials using (trial) order by seed").rows
+    assert chosen == [("lr=0.1", 0, 0.2), ("lr=0.1", 1, 0.3)]
+
+
+def test_a_value_at_which_a_seed_diverged_is_never_chosen_before_one_at_which_none_did(tmp_path):
+    session = store_with(
+        tmp_path,
+        {
+            (0.1, 0): (DONE, 0.5, 0.5),
+            (0.1, 1): (DONE, 0.5, 0.5),
+            (0.3, 0): (DONE, 0.9, 0.9),
+            (0.3, 1): (Outcome.DIVERGED, float("nan"), float("nan")),
+        },
+    )
+    assert {row[0] for row in session.sql("select nuisance from chosen").rows} == {"lr=0.1"}
+
+
+def test_where_every_value_diverged_the_cell_stays_and_its_accuracy_is_missing(tmp_path):
+    bad = (Outcome.DIVERGED, float("nan"), float("nan"))
+    session = store_with(tmp_path, dict.fromkeys([(0.1, 0), (0.1, 1), (0.3, 0), (0.3, 1)], bad))
+    assert session.sql("select count(*), count(accuracy) from chosen").rows == [(2, 0)]
+
+
+def test_failed_and_missing_trials_answer_nothing(tmp_path):
+    failed = (Outcome.FAILED, 0.9, 0.9)
+    session = store_with(
+        tmp_path, {(0.1, 0): failed, (0.1, 1): failed, (0.3, 0): (DONE, 0.5, 0.5), (0.3, 1): (DONE, 0.5, 0.5)}
+    )
+    assert {row[0] for row in session.sql("select nuisance from chosen").rows} == {"lr=0.3"}
+
+
+# --- mistakes in a study file -------------------------------------------------------------------
+
+STUDY = """
+from bnscale.study import grid
+{line}
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("grid(lr=[])", "line 3: lr: the axis is empty; give it at least one value"),
+        ("grid(lr=[0.1, 0.1])", "line 3: lr 0.1: stands 2 times on its axis; name each value once"),
+        ("undefined", "line 3: NameError: name 'undefined' is not defined"),
+        ("1 / 0", "line 3: ZeroDivisionError: division by zero"),
+    ],
+)
+@pytest.mark.parametrize("how", ["python", "bnscale study"])
+def test_a_mistake_in_a_study_file_is_one_line_and_exit_code_2(line, said, how, tmp_path):
+    file = tmp_path / "wrong.py"
+    file.write_text(STUDY.format(line=line))
+    code = "from bnscale.cli import main; import sys; sys.argv = ['bnscale', 'study', sys.argv[1]]; main()"
+    words = [str(file)] if how == "python" else ["-c", code, str(file)]
+    run = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    assert run.returncode == 2, run.stderr
+    assert run.stderr == f"{file}, {said}\n"
+
+
+def test_a_study_file_that_is_no_python_is_told_by_the_bnscale_command(tmp_path):
+    file = tmp_path / "wrong.py"
+    file.write_text("def (:\n")
+    code = "from bnscale.cli import main; import sys; sys.argv = ['bnscale', 'study', sys.argv[1]]; main()"
+    run = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert run.stderr == f"{file}, line 1: SyntaxError: invalid syntax\n"
+
+
+def test_the_commit_is_named_and_marked_where_files_were_changed(tmp_path):
+    assert commit(tmp_path) is None
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    (tmp_path / "a").write_text("1")
+    subprocess.run([*git, "add", "a"], check=True)
+    subprocess.run([*git, "commit", "-qm", "a"], check=True)
+    clean = commit(tmp_path)
+    assert len(clean) == 40
+    (tmp_path / "a").write_text("2")
+    assert commit(tmp_path) == clean + "+"
+
+
+def test_the_papers_study_is_declared_at_the_papers_size():
+    sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
+    from frankle_depth import study
+
+    planned = plan(study.paper, ORIGINAL)
+    assert {e.trial.depth for e in planned} == {14, 32, 56, 110, 218, 434, 866}
+    assert {e.trial.width for e in planned if e.trial.depth == 14} == {1, 2, 4, 8, 16, 32}
+    assert {e.trial.trainable for e in planned} == set(Trainable)
+    assert {(e.trial.epochs, e.trial.batch, e.trial.data) for e in planned} == {(160, 128, Data.CIFAR10)}
+    assert len({e.trial.seed for e in planned}) == 5
+    assert len(planned) == (7 + 5) * 8 * 4 * 5
