@@ -5,6 +5,9 @@
 PYTHON =
 ARGS =
 
+# What is installed. `make setup LOCK=cluster/requirements.lock` adds what the nodes of a cluster need, and who starts one.
+LOCK = requirements.lock
+
 bin = .venv/bin
 # DeepSpeed comes as source; its C++ operations are not ours to use, so nothing is compiled.
 export DS_BUILD_OPS = 0
@@ -37,8 +40,11 @@ bench: setup
 	$(bin)/python benchmarks/overhead.py
 
 lock: setup
-	$(bin)/uv pip compile pyproject.toml --extra dev --extra cluster --universal --python-version 3.11 --generate-hashes \
-	    --no-emit-index-url --no-header --quiet --output-file requirements.lock $(ARGS)
+	$(resolve) --output-file requirements.lock $(ARGS)
+	$(resolve) --extra cluster --constraints requirements.lock --output-file cluster/requirements.lock
+
+resolve = $(bin)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+    --no-emit-index-url --no-header --quiet
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
@@ -47,11 +53,11 @@ clean:
 setup: .venv/ready
 
 # A .venv without `ready` is one whose set-up was interrupted: it is made again from the start.
-.venv/ready: requirements.lock pyproject.toml
+.venv/ready: $(LOCK) pyproject.toml
 	@test -e $@ || $(new_venv)
 	@rm -f $@
-	@echo 'setup: installing requirements.lock (about 5 GB, some minutes the first time)'
-	@$(bin)/uv pip sync --quiet --python $(bin)/python --require-hashes --build-constraints requirements.lock requirements.lock
+	@echo 'setup: installing $(LOCK) (about 5 GB, some minutes the first time)'
+	@$(bin)/uv pip sync --quiet --python $(bin)/python --require-hashes --build-constraints $(LOCK) $(LOCK)
 	@$(bin)/uv pip install --quiet --python $(bin)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -68,7 +74,7 @@ define new_venv
 	fi; \
 	echo "setup: making .venv with $$($$python --version)"; \
 	$$python -m venv --clear .venv && \
-	awk '/^[^ #]/ { ours = /^uv==/ } ours' requirements.lock >.venv/uv.txt && \
+	awk '/^[^ #]/ { ours = /^uv==/ } ours' $(LOCK) >.venv/uv.txt && \
 	$(bin)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement .venv/uv.txt; \
 }
 endef

@@ -77,5 +77,5 @@ def test_workers_come_and_go_and_are_spot_machines(cluster: dict[str, Any]) -> N
 
 def test_what_a_node_is_sent_exists_and_is_all_that_its_installation_reads(cluster: dict[str, Any]) -> None:
     sent = {local for remote, local in cluster["file_mounts"].items() if remote.startswith("~/bnscale/")}
-    assert {"Makefile", "pyproject.toml", "requirements.lock", "README.md", "bnscale", "studies"} <= sent
+    assert {"Makefile", "pyproject.toml", "cluster", "README.md", "bnscale", "studies"} <= sent
     assert [local for local in sent if not (ROOT / local).exists()] == []

@@ -260,6 +260,21 @@ def test_a_flush_of_the_same_step_adds_what_is_new_and_takes_a_repetition_once(t
     assert found == [[1.0], [2.0], [3.0]]
 
 
+def test_a_rewind_into_a_part_keeps_its_earlier_rows_and_deletes_what_it_forgot(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    writer = store.writer(TRIAL, {}, {})
+    for start in (0, 3):
+        writer.write("curve", [Curve(step, "test", 1.0) for step in range(start, start + 3)])
+        writer.flush(start + 3)
+    writer.rewind(2)
+    assert rows(tmp_path, "curve") == Counter({(0, "test"): 1, (1, "test"): 1})
+    (path,) = store.files("curve")
+    assert list(path.parent.iterdir()) == [path]
+    manifest = store.manifest(TRIAL.id)
+    assert manifest is not None
+    assert manifest.step == 2
+
+
 def test_readings_without_a_number_are_stored_as_they_are(tmp_path: Path) -> None:
     writer = Store(tmp_path).writer(TRIAL, {}, {})
     writer.write("curve", [Curve(0, "test", value) for value in (math.nan, math.inf, -math.inf)])
