@@ -104,7 +104,8 @@ class Manifest(BaseModel):
     trial: str
     fingerprint: str
     fields: dict[str, Any]
-    probes: dict[str, str]  # table to cadence in words
+    probes: dict[str, str]  # what this training reads: table to cadence in words
+    kept: dict[str, str]  # the same for tables that an earlier training of this trial has read whole
     outcome: Outcome | None  # None while it trains, and after a kill
     attempts: int
     step: int  # updates behind the rows that count
@@ -112,6 +113,15 @@ class Manifest(BaseModel):
     facts: Facts
     columns: dict[str, dict[str, str]]  # table to column to SQL type
     parts: dict[str, list[Part]]
+
+    @property
+    def has_result(self) -> bool:
+        """Finished or diverged: it is not trained again, unless for readings that nobody has taken."""
+        return self.outcome in (Outcome.FINISHED, Outcome.DIVERGED)
+
+    def covers(self, probes: dict[str, str]) -> bool:
+        """Whether it has a result, with all these readings."""
+        return self.has_result and probes.items() <= (self.kept | self.probes).items()
 
     @cached_property
     def recalled(self) -> Trial:
@@ -166,15 +176,24 @@ class Store:
         return found
 
     def writer(self, trial: Trial, probes: dict[str, str], facts: dict[str, Any]) -> "Writer":
-        """Open the trial's next attempt. Raises `Refusal` for a finished or diverged trial: those are results."""
+        """Open the trial's next attempt.
+
+        A trial with a result is opened only for readings that it lacks, and an interrupted one goes on only if
+        it reads the same; otherwise training begins anew (`Writer.anew`), and whole tables of other probes stay.
+        Raises `Refusal` for a trial that has a result and all these readings.
+        """
         before = self.manifest(trial.id)
         path = self._manifest_path(trial.id)
         if before and before.fingerprint != trial.fingerprint:
             raise Refusal(f"trial {trial.id}: another trial with this id is in {path}; write to another store")
-        if before and before.outcome in (Outcome.FINISHED, Outcome.DIVERGED):
+        if before and before.covers(probes):
             raise Refusal(
                 f"trial {trial.id}: has {before.outcome} and is trained once; to train it again delete {path}"
             )
+        anew = before is not None and (before.has_result or before.probes != probes)
+        kept = {} if not before else before.kept | before.probes if before.has_result else before.kept
+        kept = {table: cadence for table, cadence in kept.items() if table not in probes}
+        parts = before.parts if before else {}
         inherited = {name: value for name, value in before.facts.items() if name not in _ENDINGS} if before else {}
         lasting = {name: inherited[name] for name in ("started", "seconds") if name in inherited}
         manifest = Manifest(
@@ -184,15 +203,16 @@ class Store:
             fingerprint=trial.fingerprint,
             fields=trial.model_dump(mode="json"),
             probes=probes,
+            kept=kept,
             outcome=None,
             attempts=before.attempts + 1 if before else 1,
-            step=before.step if before else 0,
+            step=before.step if before and not anew else 0,
             total_steps=trial.total_steps,
             facts=_checked(trial.id, {"started": datetime.now(UTC)} | inherited | facts | lasting),
             columns=before.columns if before else {},
-            parts=before.parts if before else {},
+            parts={table: parts[table] for table in kept if table in parts} if anew else parts,
         )
-        return Writer(self, manifest)
+        return Writer(self, manifest, anew=anew)
 
     def checkpoints(self, trial_id: str) -> Path:
         """The folder for the trial's checkpoints, which the engine creates."""
@@ -234,7 +254,8 @@ class Writer:
     Raises `StoreFailure` where the disk fails; the same call may then be made again.
     """
 
-    def __init__(self, store: Store, manifest: Manifest) -> None:
+    def __init__(self, store: Store, manifest: Manifest, *, anew: bool) -> None:
+        self.anew = anew  # checkpoints of an earlier training must not be gone on from
         self._store = store
         self._rows: dict[str, list[Any]] = {}
         self._columns = dict(manifest.columns)
@@ -297,6 +318,9 @@ class Writer:
         self._stand()
         parts: dict[str, list[Part]] = {}
         for table, listed in self._manifest.parts.items():
+            if table in self._manifest.kept:
+                parts[table] = listed
+                continue
             parts[table] = [part for part in listed if part.last_step < step]
             for part in listed:
                 if part.first_step < step <= part.last_step:

@@ -6,6 +6,7 @@ what is trained.
 """
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -24,7 +25,6 @@ from bnscale.probes import Cadence, Curve, Probe, Snapshot
 from bnscale.store import Store
 from bnscale.trial import Outcome, Trial
 
-SAVE_EVERY = 30.0  # seconds between checkpoints: what a killed worker loses at most
 LOOK_EVERY = {"cpu": 1, "cuda": 10}  # steps between looks at the loss; on a GPU each look waits for it
 
 
@@ -38,6 +38,7 @@ class Job:
     data: str  # absolute path of the data folder
     commit: str | None  # of the code that declared the trial; None outside of git
     zero: int  # ZeRO stage of a gang, 0 or 1
+    save_every: float  # seconds between checkpoints: what a killed worker loses at most
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ def train(
     data: Resident,
     notebook: Notebook,
     probes: dict[Probe, Cadence],
+    save_every: float,
     stop: Callable[[], bool],
 ) -> Iterator[Progress]:
     """From the newest checkpoint to the end; yields often, and saves and returns when told to stop."""
@@ -88,7 +90,7 @@ def train(
                 yield replace(progress, outcome=Outcome.DIVERGED)
                 return
             stopping = engine.agree(stop())
-            if stopping or last or engine.agree(time.monotonic() - clock > SAVE_EVERY):
+            if stopping or last or engine.agree(time.monotonic() - clock >= save_every):
                 notebook.flush(step)  # rows of earlier steps, then the checkpoint from which later ones follow
                 engine.save(step, {"loss": progress.loss, "accuracy": progress.accuracy})
                 clock = time.monotonic()
@@ -156,9 +158,11 @@ def readings(probes: dict[Probe, Cadence]) -> dict[str, str]:
 
 
 def fail(job: Job, error: str) -> None:
-    """Record that a trial ended in an error, which says nothing about the science."""
+    """Record that a trial ended in an error, which says nothing about the science. A result stays one."""
     store = Store(job.store)
     before = store.manifest(job.trial.id)
+    if before and before.covers(readings(job.probes)):
+        return
     writer = store.writer(job.trial, readings(job.probes), {"commit": job.commit})
     writer.finish(Outcome.FAILED, before.step if before else 0, {"error": error})
 
@@ -191,8 +195,11 @@ def run(job: Job, gang: Gang, threads: int, stop: Callable[[], bool]) -> Iterato
             "parameters": sum(p.numel() for p in network.parameters()),
             "trainable_parameters": sum(p.numel() for p in trained(network).values()),
         }
-        notebook = store.writer(trial, readings(job.probes), facts)
+        writer = store.writer(trial, readings(job.probes), facts)
+        if writer.anew:
+            shutil.rmtree(checkpoints, ignore_errors=True)
+        notebook = writer
     try:
-        yield from train(trial, engine, data, notebook, job.probes, stop)
+        yield from train(trial, engine, data, notebook, job.probes, job.save_every, stop)
     finally:
         engine.close()

@@ -573,3 +573,57 @@ def _victim(root: Path) -> None:
 
 if __name__ == "__main__":
     _victim(Path(sys.argv[1]))
+
+
+# --- readings that nobody has taken yet -----------------------------------------------------------
+
+
+def rows_in(store: Store, table: str) -> int:
+    return sum(pq.ParquetFile(file).metadata.num_rows for file in store.files(table))
+
+
+def finished(store: Store) -> None:
+    notebook = store.writer(TRIAL, {"curve": "1 epoch"}, {})
+    notebook.write("curve", [Curve(step, "test", 0.5) for step in range(LAST + 1)])
+    notebook.finish(Outcome.FINISHED, LAST, {})
+
+
+def test_a_result_is_opened_again_only_for_readings_that_it_lacks_and_keeps_the_ones_it_has(tmp_path):
+    store = Store(tmp_path)
+    finished(store)
+    with pytest.raises(Refusal, match="is trained once"):
+        store.writer(TRIAL, {"curve": "1 epoch"}, {})
+    again = store.writer(TRIAL, {"gamma": "end"}, {})
+    assert again.anew
+    again.rewind(0)
+    assert rows_in(store, "curve") == LAST + 1
+    again.write("gamma", [Gamma(LAST, 0, 0.1)])
+    again.finish(Outcome.FINISHED, LAST, {})
+    assert (rows_in(store, "curve"), rows_in(store, "gamma")) == (LAST + 1, 1)
+    manifest = store.manifest(TRIAL.id)
+    assert manifest.covers({"curve": "1 epoch", "gamma": "end"})
+    assert not manifest.covers({"gamma": "1 epoch"})
+
+
+def test_a_reading_at_another_cadence_replaces_the_one_before(tmp_path):
+    store = Store(tmp_path)
+    finished(store)
+    again = store.writer(TRIAL, {"curve": "end"}, {})
+    again.rewind(0)
+    again.write("curve", [Curve(LAST, "test", 0.5)])
+    again.finish(Outcome.FINISHED, LAST, {})
+    assert rows_in(store, "curve") == 1
+
+
+def test_an_interrupted_trial_goes_on_only_if_it_reads_the_same(tmp_path):
+    store = Store(tmp_path)
+    first = store.writer(TRIAL, {"curve": "1 epoch"}, {})
+    assert not first.anew
+    first.write("curve", [Curve(0, "test", 0.5)])
+    first.flush(3)
+    same = store.writer(TRIAL, {"curve": "1 epoch"}, {})
+    assert not same.anew
+    assert rows_in(store, "curve") == 1
+    other = store.writer(TRIAL, {"gamma": "end"}, {})
+    assert other.anew
+    assert rows_in(store, "curve") == 0

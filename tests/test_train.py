@@ -57,12 +57,13 @@ def run(
     notebook: Notebook | None = None,
     probes: dict[Probe, Cadence] | None = None,
     stop: Callable[[], bool] = lambda: False,
+    save_every: float = 30.0,
 ) -> dict[str, torch.Tensor]:
     """Train in a fresh network and engine, as a new process would; the final state."""
     network = build(trial)
     engine = LocalEngine(network, trial, Gang(), folder)
     data = Resident(trial, NOWHERE, torch.device("cpu"))
-    for _ in train(trial, engine, data, notebook or Notebook(), probes or {}, stop):
+    for _ in train(trial, engine, data, notebook or Notebook(), probes or {}, save_every, stop):
         pass
     return {name: value.clone() for name, value in network.state_dict().items()}
 
@@ -114,12 +115,13 @@ def test_a_stopped_trial_resumes_to_the_last_bit_and_reads_every_row_once(traina
     assert parts.ending[:2] == whole.ending[:2] == (Outcome.FINISHED, 10)
 
 
-def test_a_trial_killed_without_a_word_resumes_from_its_last_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr("bnscale.train.SAVE_EVERY", 0.0)  # a checkpoint at every look
+def test_a_trial_killed_without_a_word_resumes_from_its_last_checkpoint(tmp_path):
     trial = digits()
     expected, killed = run(trial, tmp_path / "whole"), Notebook()
     engine = LocalEngine(build(trial), trial, Gang(), tmp_path / "killed")
-    training = train(trial, engine, Resident(trial, NOWHERE, torch.device("cpu")), killed, EVERYTHING, lambda: False)
+    training = train(
+        trial, engine, Resident(trial, NOWHERE, torch.device("cpu")), killed, EVERYTHING, 0.0, lambda: False
+    )
     for _ in range(6):
         next(training)  # and never again
     assert [f.name for f in sorted((tmp_path / "killed").glob("*.json"))] == ["step-4.json", "step-5.json"]
@@ -129,10 +131,9 @@ def test_a_trial_killed_without_a_word_resumes_from_its_last_checkpoint(tmp_path
     assert sorted(map(repr, killed.kept)) == sorted(map(repr, whole.kept))
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, monkeypatch):
-    monkeypatch.setattr("bnscale.train.SAVE_EVERY", 0.0)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path):
     trial, notebook = digits(), Notebook()
-    run(trial, tmp_path, notebook, EVERYTHING, stop_after(6))
+    run(trial, tmp_path, notebook, EVERYTHING, stop_after(6), save_every=0.0)
     file = tmp_path / "step-6.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
@@ -192,7 +193,7 @@ def test_the_scheduler_is_shown_validation_accuracy_and_test_accuracy_only_where
         trial, notebook = digits(validation=validation), Notebook()
         engine = LocalEngine(build(trial), trial, Gang(), tmp_path / str(validation))
         data = Resident(trial, NOWHERE, torch.device("cpu"))
-        last = list(train(trial, engine, data, notebook, {curve: END}, lambda: False))[-1]
+        last = list(train(trial, engine, data, notebook, {curve: END}, 30.0, lambda: False))[-1]
         assert last.accuracy == next(row.accuracy for _, row in notebook.kept if row.split == split)
 
 

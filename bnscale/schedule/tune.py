@@ -207,9 +207,10 @@ def _join(address: str) -> None:
     way_out = "start one with `ray start --head`, or leave the address out to run on this machine"
     if address != "auto" and not _answers(address):
         raise Refusal(f"address {address}: no Ray cluster answers there; {way_out}")
-    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
-    if os.environ.get("RAY_AUTH_TOKEN") or token.exists():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+
+    maybe_enable_token_auth_if_token_available()  # Ray does this itself only where it finds the address itself
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it would tell of each of twenty tries
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL)
     except Exception as error:  # Ray raises a dozen classes here

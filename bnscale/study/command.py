@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,6 @@ from bnscale.train import Job, readings
 from bnscale.trial import Data, Outcome, Refusal, Trial
 
 COMMANDS = ("plan", "run", "status", "report", "sql")
-RESULTS = (Outcome.FINISHED, Outcome.DIVERGED)  # what is not trained again
 QUIET = 120.0  # seconds without a word from a trial after which it no longer counts as running
 
 PresetName = Annotated[str | None, typer.Option("--preset", help="laptop or paper; laptop where there is no GPU.")]
@@ -104,9 +103,6 @@ class Asked:
         """Where its report goes."""
         return self.store / "reports" / f"{self.study.name}-{self.preset}"
 
-    def job(self, trial: Trial, code: str | None, zero: int) -> Job:
-        return Job(trial, self.study.probes, str(self.store), str(self.data), code, zero)
-
     def session(self) -> query.Session:
         """SQL over the store, with the study's tables `plan` and `chosen`."""
         session = query.open(self.store, TABLES)
@@ -154,12 +150,18 @@ def app(study: Study, file: Path) -> typer.Typer:
         workers: Workers = 1,
         threads: Threads = 1,
         zero: Annotated[int, typer.Option("--zero", min=0, max=1, help="DeepSpeed ZeRO stage of a gang.")] = 0,
+        save_every: Annotated[float, typer.Option("--save-every", min=0, help="Seconds between checkpoints.")] = 30.0,
         asha: Annotated[bool, typer.Option("--asha", help="Stop the worse nuisance values of a cell early.")] = False,
     ) -> None:
         """Train what is not yet done, then report. Run again, it goes on where it stopped (the default command)."""
         asked = Asked.of(study, file, preset or "laptop", sets, store, folder)
         _check(asked, workers)
-        carry_out(asked, preset is None, sets, address, workers, threads, zero, console, asha=asha)
+        code = commit(file.resolve().parent)
+
+        def job(trial: Trial) -> Job:
+            return Job(trial, study.probes, str(asked.store), str(asked.data), code, zero, save_every)
+
+        carry_out(asked, preset is None, sets, address, workers, threads, job, console, asha=asha)
 
     @commands.command("status")
     def _status(
@@ -205,7 +207,7 @@ def carry_out(
     address: str | None,
     workers: int,
     threads: int,
-    zero: int,
+    job: Callable[[Trial], Job],
     console: Console,
     *,
     asha: bool,
@@ -234,11 +236,10 @@ def carry_out(
             + (f", about {_duration(wait)} for {slots} at a time" if left else "")
         )
         if left:
-            code = commit(asked.file.resolve().parent)
             rivals = {each.trial.id: (each.cell, each.trial.seed) for each in asked.planned} if asha else None
             with Watch({trial.id: forecasts[trial.id].seconds for trial in left}) as watch:
                 tune.run(
-                    [asked.job(trial, code, zero) for trial in left],
+                    [job(trial) for trial in left],
                     forecasts,
                     cluster,
                     workers=workers,
@@ -265,7 +266,7 @@ def _left(asked: Asked, store: Store) -> list[Trial]:
 
     def done(trial: Trial) -> bool:
         manifest = found.get(trial.id)
-        return bool(manifest and manifest.outcome in RESULTS and wanted.items() <= manifest.probes.items())
+        return manifest is not None and manifest.covers(wanted)
 
     return [each.trial for each in asked.planned if not done(each.trial)]
 
