@@ -407,7 +407,7 @@ def _study(root: Path) -> None:
     os.fsync = lambda handle: None
     for seed in range(STUDY):
         train(root, digits(seed=seed), [0.1, 0.2, 0.3], finish=False)
-        writer = Store(root).writer(digits(seed=seed), {}, {})
+        writer = Store(root).writer(digits(seed=seed), {"curve": "1 step"}, {})
         writer.rewind(2)  # as after a kill: the third reading is taken again
         for step in (2, 3):
             writer.write("curve", [Curve(step, split, 1.0, 0.3) for split in ("validation", "test")])

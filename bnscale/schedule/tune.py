@@ -29,6 +29,7 @@ import secrets
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -62,7 +63,7 @@ OBJECT_STORE = 150 * 2**20  # bytes; a few thousand jobs and nothing else travel
 SLICE = 2.0  # seconds of training between two reports, so that a stop is heard and progress lives
 QUICK = 0.25  # seconds; an epoch shorter than this is no reason for a report
 DEATHS = 3  # of its workers that a trial survives in one run
-PATIENCE = 30.0  # seconds until a process that hangs in a collective, because another worker is gone, is ended
+PATIENCE = 10.0  # seconds until a process that hangs in a collective, because another worker is gone, is ended
 NOTICE = 3.0  # seconds in which Ray learns of a death that other workers have already felt
 _TOKEN = secrets.token_hex(32)  # of the clusters that this process starts
 
@@ -210,9 +211,9 @@ def _join(address: str) -> None:
     from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
     maybe_enable_token_auth_if_token_available()  # Ray does this itself only where it finds the address itself
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it would tell of each of twenty tries
     try:
-        ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL)
+        with _no_stderr():
+            ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL)
     except Exception as error:  # Ray raises a dozen classes here
         ray.shutdown()
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -222,9 +223,24 @@ def _join(address: str) -> None:
                 f"install ray {ray.__version__} there, or its version here"
             ) from None
         raise Refusal(
-            f"address {address}: {reason} If the cluster asks for a token, put it into ~/.ray/auth_token "
+            f"address {address}: {reason.rstrip('.')}. If the cluster asks for a token, put it into ~/.ray/auth_token "
             f"or RAY_AUTH_TOKEN; this machine must be one of its nodes. Otherwise {way_out}"
         ) from None
+
+
+@contextlib.contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Ray's C++ tells there of each of its twenty tries, past Python's own stderr."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _start() -> Path:
@@ -472,9 +488,10 @@ class _Telling(tune.Callback):
         name = trial.config["trial"]
         self.deaths[name] += 1
         said = [line.strip() for line in Path(trial.error_file).read_text().splitlines() if line.strip()]
-        self.last_words[name] = said[-1]
+        # Ours begins with the name of its class; Ray's goes on with a paragraph of advice.
+        self.last_words[name] = said[-1].split("WorkerDiedError: ")[-1].split(". ")[0]
         if self.deaths[name] <= DEATHS:
-            self.watch.lost(name, said[-1])
+            self.watch.lost(name, self.last_words[name])
 
 
 class _Brake(tune.Stopper):
