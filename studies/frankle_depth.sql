@@ -195,7 +195,8 @@ where gain is not null
 having count(*) > 0
 
 -- name: gain_over_the_ladder
--- One row: BN-only test accuracy at the greatest depth less that at the least, with a 95 % interval (Welch).
+-- One row: BN-only test accuracy at the greatest depth less that at the least, with a 95 % interval: both errors,
+-- and Student's t of the smaller number of seeds, which is wider than Welch's.
 with
 -- one row per depth
 ladder as (

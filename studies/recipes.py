@@ -57,5 +57,5 @@ FRANKLE_DIGITS = FRANKLE_CIFAR | {
     "augmentation": Augmentation.NONE,
     "batch": 48,
     "norm_batch": 48,
-    "epochs": 10,
+    "epochs": 6,
 }

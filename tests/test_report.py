@@ -330,7 +330,7 @@ def test_the_papers_points_are_hollow_and_named_apart_from_ours():
 def test_series_that_nobody_styled_are_drawn_and_styled_ones_without_data_are_named():
     said = words(sheet_of(figures.curves(**CURVES), [cell("none", 8, 0.1), cell("all", 8, 0.9)]))
     assert "none" in said.splitlines()
-    assert "no data yet: BatchNorm" in said
+    assert "not measured: BatchNorm" in said
 
 
 def test_a_diverged_share_is_marked_and_no_share_is_not():

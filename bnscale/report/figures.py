@@ -623,4 +623,4 @@ def _name_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
 
 def _say_absent(sheet: Sheet, labels: list[str]) -> None:
     if labels:
-        sheet.supxlabel(f"no data yet: {', '.join(labels)}", fontsize=8, color=MUTED, x=0.99, ha="right")
+        sheet.supxlabel(f"not measured: {', '.join(labels)}", fontsize=8, color=MUTED, x=0.99, ha="right")

@@ -155,13 +155,15 @@ def app(study: Study, file: Path) -> typer.Typer:
     ) -> None:
         """Train what is not yet done, then report. Run again, it goes on where it stopped (the default command)."""
         asked = Asked.of(study, file, preset or "laptop", sets, store, folder)
-        _check(asked, workers)
+        _prepare(asked, workers)
         code = commit(file.resolve().parent)
+        said = {"--address": address, "--workers-per-trial": workers, "--threads": threads, "--zero": zero}
+        words = [word for name, value in said.items() if value not in (None, 0, 1) for word in (name, str(value))]
 
         def job(trial: Trial) -> Job:
             return Job(trial, study.probes, str(asked.store), str(asked.data), code, zero, save_every)
 
-        carry_out(asked, preset is None, sets, address, workers, threads, job, console, asha=asha)
+        carry_out(asked, preset is None, sets, address, workers, threads, job, words, console, asha=asha)
 
     @commands.command("status")
     def _status(
@@ -208,11 +210,16 @@ def carry_out(
     workers: int,
     threads: int,
     job: Callable[[Trial], Job],
+    words: list[str],
     console: Console,
     *,
     asha: bool,
 ) -> None:
-    """Train what the store lacks on a Ray cluster, and report."""
+    """Train what the store lacks on a Ray cluster, and report. Exits with 1 where a trial failed.
+
+    `by_cluster`: the preset was not asked for, and the paper's is meant where there are GPUs. `words`: what the
+    command that goes on must say besides.
+    """
     from bnscale.schedule import tune  # seconds to import, and of no use to the other commands
     from bnscale.schedule.progress import Watch
 
@@ -221,24 +228,23 @@ def carry_out(
         gpu = cluster.gpus > 0
         if by_cluster and gpu:
             asked = Asked.of(asked.study, asked.file, "paper", sets, asked.store, asked.data)
-            _check(asked, workers)
-        for each in {planned.trial.data: planned.trial for planned in asked.planned}.values():
-            data.prepare(each, asked.data)
+            _prepare(asked, workers)
         left = _left(asked, store)
-        forecasts = asked.forecasts(workers, threads, gpu=gpu)
-        slots = max(1, cluster.slots(threads, 0) // workers)
-        if by_cluster and not gpu:
-            _say_paper(asked, sets, console, slots)
-        wait = sum(forecasts[trial.id].seconds for trial in left) / slots
-        console.print(
-            f"{asked.study.name}, preset {asked.preset}: {len(asked.planned)} trials, "
-            f"{len(asked.planned) - len(left)} done, {len(left)} to train"
-            + (f", about {_duration(wait)} for {slots} at a time" if left else "")
-        )
-        if left:
+        counts = f"{len(asked.planned)} trials, {len(asked.planned) - len(left)} done, {len(left)} to train"
+        said = f"{asked.study.name}, preset {asked.preset}: {counts}"
+        failed = []
+        if not left:
+            console.print(said, soft_wrap=True)
+        else:
+            forecasts = asked.forecasts(workers, threads, gpu=gpu)
+            slots = max(1, cluster.slots(threads, 0) // workers)
+            if by_cluster and not gpu:
+                _say_paper(asked, sets, console, slots)
+            wait = sum(forecasts[trial.id].seconds for trial in left) / slots
+            console.print(f"{said}, about {_duration(wait)} for {slots} at a time", soft_wrap=True)
             rivals = {each.trial.id: (each.cell, each.trial.seed) for each in asked.planned} if asha else None
             with Watch({trial.id: forecasts[trial.id].seconds for trial in left}) as watch:
-                tune.run(
+                outcomes = tune.run(
                     [job(trial) for trial in left],
                     forecasts,
                     cluster,
@@ -246,17 +252,23 @@ def carry_out(
                     threads=threads,
                     rivals=rivals,
                     watch=watch,
-                    mend=asked.again,
+                    mend=shlex.join([*shlex.split(asked.again), *words]),
                 )
+            failed = [trial for trial, outcome in outcomes.items() if outcome is Outcome.FAILED]
     make_report(asked, console)
+    if failed:
+        _say_failed(failed, store, asked, console)
+        raise SystemExit(1)
 
 
-def _check(asked: Asked, workers: int) -> None:
-    """What a gang cannot do, before anything starts."""
+def _prepare(asked: Asked, workers: int) -> None:
+    """Whatever a gang cannot do, and whatever data are not there, shows before anything starts."""
     from bnscale.networks.norm import check
 
     for each in asked.planned:
         check(each.trial.batch, each.trial.norm_batch, workers)
+    for each in {planned.trial.data: planned for planned in asked.planned}.values():
+        data.prepare(each.trial, asked.data)
 
 
 def _left(asked: Asked, store: Store) -> list[Trial]:
@@ -280,8 +292,20 @@ def _say_paper(asked: Asked, sets: Sequence[str] | None, console: Console, slots
     cost = budget.total(paper.forecasts(1, 1, gpu=False).values())
     console.print(
         f"no GPU in this cluster: preset laptop. The paper's preset has {len(paper.planned):,} trials and would take "
-        f"about {_duration(cost.seconds / slots)} here; --preset paper runs it"
+        f"about {_duration(cost.seconds / slots)} here; --preset paper runs it",
+        soft_wrap=True,
     )
+
+
+def _say_failed(failed: list[str], store: Store, asked: Asked, console: Console) -> None:
+    """The last line of each error, and where the whole of it is."""
+    console.print(f"{len(failed)} failed; running the study again tries them again:", soft_wrap=True)
+    for trial in failed:
+        manifest = store.manifest(trial)
+        error = (manifest.facts.get("error") if manifest else None) or "no error was recorded"
+        console.print(f"  {trial}: {error.strip().splitlines()[-1]}", soft_wrap=True, markup=False)
+    whole = shlex.join(["bnscale", "sql", "select trial, error from trials where outcome = 'failed'"])
+    console.print(f"all of each: {whole} --store {shlex.quote(str(asked.store))}", soft_wrap=True, markup=False)
 
 
 # --- what is said --------------------------------------------------------------------------------
