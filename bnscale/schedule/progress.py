@@ -73,7 +73,7 @@ class Watch:
         if self._live:
             self._live.stop()
             self._live = None
-        else:
+        elif kind is None:
             self.console.print(self.counts(), soft_wrap=True)
 
     # --- what the schedule tells -----------------------------------------------------------------

@@ -135,7 +135,7 @@ def app(study: Study, file: Path) -> typer.Typer:
         threads: Threads = 1,
     ) -> None:
         """Trials, and what they take in hours, memory and disk. Starts nothing."""
-        asked = Asked.of(study, file, preset or _by_this_machine(console), sets, store, folder)
+        asked = Asked.of(study, file, preset or _by_this_machine(), sets, store, folder)
         _say_plan(asked, workers, threads, console)
 
     @commands.command("run")
@@ -170,7 +170,7 @@ def app(study: Study, file: Path) -> typer.Typer:
         preset: PresetName = None, sets: Settings = None, store: StorePath = Path("results"), folder: DataPath = None
     ) -> None:
         """The map of cells: done, running, failed, diverged, missing."""
-        _say_status(Asked.of(study, file, preset or _by_this_machine(console), sets, store, folder), console)
+        _say_status(Asked.of(study, file, preset or _by_this_machine(), sets, store, folder), console)
 
     @commands.command("report")
     def _report(
@@ -178,7 +178,7 @@ def app(study: Study, file: Path) -> typer.Typer:
     ) -> None:
         """Claims, figures and the HTML page, from what is in the store."""
         Store.existing(store)
-        make_report(Asked.of(study, file, preset or _by_this_machine(console), sets, store, folder), console)
+        make_report(Asked.of(study, file, preset or _by_this_machine(), sets, store, folder), console)
 
     @commands.command("sql")
     def _sql(
@@ -192,9 +192,10 @@ def app(study: Study, file: Path) -> typer.Typer:
     ) -> None:
         """Ask the results. Tables: trials, cells, plan, chosen, and one a probe."""
         Store.existing(store)
-        asked = Asked.of(study, file, preset or _by_this_machine(console), sets, store, folder)
-        named = report.queries(file.with_suffix(".sql").read_text()) if statement.isidentifier() else {}
-        print(asked.session().sql(named[statement].sql if statement in named else statement))
+        asked = Asked.of(study, file, preset or _by_this_machine(), sets, store, folder)
+        if statement.isidentifier():
+            statement = report.queries(file.with_suffix(".sql").read_text())[statement].sql
+        print(asked.session().sql(statement))
 
     return commands
 
@@ -399,10 +400,10 @@ def make_report(asked: Asked, console: Console) -> None:
     console.print(f"report: {_here(page)}", soft_wrap=True)
 
 
-def _by_this_machine(console: Console) -> str:
+def _by_this_machine() -> str:
     """The preset where no cluster is asked: what `run` would choose on this machine alone."""
     preset = "paper" if torch.cuda.is_available() else "laptop"
-    console.print(f"preset {preset}: this machine has {'a' if preset == 'paper' else 'no'} GPU", style="dim")
+    print(f"preset {preset}: this machine has {'a' if preset == 'paper' else 'no'} GPU", file=sys.stderr)
     return preset
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bnscale.study.declare import MOST, Preset, check_axis
-from bnscale.trial import Refusal, Trial, near, parse
+from bnscale.trial import Pixels, Refusal, Trial, near, parse
 
 if TYPE_CHECKING:
     from bnscale.query import Session
@@ -35,7 +35,7 @@ def plan(preset: Preset, pixels: dict[Any, Any]) -> list[Planned]:
     planned: dict[str, Planned] = {}
     for cell, nuisance, seed in itertools.product(preset.scientific, preset.nuisance, preset.seeds):
         values = preset.fixed | cell | nuisance | {"seed": seed}
-        trial = Trial(**({"pixels": pixels.get(values.get("data"))} | values))
+        trial = Trial(**({"pixels": pixels.get(values.get("data"), Pixels.ORIGINAL)} | values))
         if len(preset.nuisance) > 1 and not trial.validation:
             raise Refusal(
                 f"validation 0: {', '.join(nuisances)} has {len(preset.nuisance)} values and no training images are "

@@ -1,0 +1,358 @@
+"""What a user runs: the study's commands as processes, with real Ray, interrupted and killed as users and machines do.
+
+One small piece of the laptop preset serves all: digits, 8 layers.
+"""
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import bnscale
+from bnscale import cli
+from bnscale.store import Manifest, Store
+from bnscale.trial import Outcome, Refusal
+
+ROOT = Path(__file__).parents[1]
+FILE = ROOT / "studies" / "frankle_depth.py"
+PIECE = ["--preset", "laptop", "--set", "depth=8", "--set", "seed=0"]
+SHORT = [*PIECE, "--set", "trainable=bn,output", "--set", "lr=0.3", "--set", "epochs=1"]  # 2 trials
+LONG = [*PIECE, "--set", "trainable=bn,output", "--set", "lr=0.1,0.3", "--set", "epochs=25"]  # 4 trials
+
+
+def start(*words: str) -> subprocess.Popen[str]:
+    """The study file in a process group of its own, as a terminal gives it."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return subprocess.Popen(
+        [sys.executable, str(FILE), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Exit code and what it said; nothing may come on stderr, least of all Ray's or a traceback."""
+    output, errors = process.communicate(timeout=200)
+    assert errors == ""
+    return process.returncode, output
+
+
+def inside(*words: str) -> int:
+    """The study's command line in this process, for what starts no cluster. The exit code."""
+    before = sys.argv, list(sys.path)
+    sys.argv = [str(FILE), *words]
+    sys.path.insert(0, str(FILE.parent))
+    try:
+        runpy.run_path(str(FILE), run_name="__main__")
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    finally:
+        sys.argv, sys.path[:] = before
+    raise AssertionError("a command ends with SystemExit")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# --- a run and what follows it --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("run") / "results"
+
+
+@pytest.fixture(scope="module")
+def said(store: Path) -> str:
+    """What a first run says, without a word about the preset."""
+    code, output = finish(start(*SHORT[2:], "--store", str(store)))
+    assert code == 0, output
+    return output
+
+
+def test_a_run_says_what_it_does_and_ends_with_claims_and_a_report(said: str, store: Path) -> None:
+    lines = said.splitlines()
+    assert lines[0].startswith("no GPU in this cluster: preset laptop. The paper's preset has 2 trials and would take")
+    assert lines[1].startswith("frankle_depth, preset laptop: 2 trials, 0 done, 2 to train, about ")
+    assert sum(line.startswith("finished resnet8-") for line in lines) == 2
+    assert "At every depth BN only" in said
+    assert "not enough data" in said
+    report = store / "reports" / "frankle_depth-laptop"
+    assert lines[-1] == f"report: {report / 'report.html'}"
+    names = {path.name for path in report.iterdir()}
+    assert {"report.html", "queries.sql", "accuracy_over_depth.png", "accuracy_over_depth.svg"} <= names
+
+
+def test_the_results_answer_sql_from_the_shell_and_from_python(said: str, store: Path, capsys: Any) -> None:
+    question = (
+        "select trainable, max(accuracy) as best from curve join trials using (trial) where split = 'test' group by all"
+    )
+    rows = bnscale.open(store).sql(f"{question} order by all").rows
+    assert [row[0] for row in rows] == ["bn", "output"]
+    assert all(0.1 < row[1] < 1 for row in rows)
+    capsys.readouterr()
+    assert inside("sql", question, "--store", str(store)) == 0
+    out = capsys.readouterr().out
+    assert "trainable" in out.splitlines()[0]
+    assert len(out.splitlines()) == 4
+    assert inside("sql", "accuracy_over_depth", *SHORT, "--store", str(store)) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+def test_bnscale_asks_and_exports_any_store(
+    said: str, store: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def call(*words: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["bnscale", *words])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert not ended.value.code
+
+    call("sql", "select count(*) from gamma", "--store", str(store))
+    assert int(capsys.readouterr().out.splitlines()[-1]) > 0
+    call("export", str(tmp_path / "all.duckdb"), "--store", str(store))
+    assert (tmp_path / "all.duckdb").stat().st_size > 0
+
+
+def test_plan_status_and_report_start_nothing(said: str, store: Path, capsys: Any, unstarted: None) -> None:
+    before = contents(store)
+    assert inside("plan", *SHORT, "--set", "seed=0,1", "--store", str(store)) == 0
+    assert "4 trials, 2 done." in capsys.readouterr().out
+    assert inside("status", *SHORT, "--set", "seed=0,1", "--store", str(store)) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "4 trials: 2 done, 2 missing"
+    assert contents(store) == before
+    assert inside("report", *SHORT, "--store", str(store)) == 0
+    assert contents(store / "manifests") == {Path(name).name: b for name, b in before.items() if "manifests" in name}
+
+
+def test_a_second_run_trains_nothing_and_a_grown_study_only_what_is_new(said: str, store: Path) -> None:
+    def readings() -> dict[str, bytes]:
+        return {name: content for name, content in contents(store).items() if not name.startswith("reports")}
+
+    before = readings()
+    code, again = finish(start(*SHORT, "--store", str(store)))
+    assert code == 0
+    assert "2 trials, 2 done, 0 to train" in again
+    assert readings() == before
+    code, grown = finish(start(*SHORT, "--set", "seed=0,1", "--store", str(store)))
+    assert code == 0
+    assert "4 trials, 2 done, 2 to train" in grown
+    assert readings().items() > before.items()
+
+
+def test_a_gang_of_two_measures_what_one_worker_measures(tmp_path: Path) -> None:
+    few = [*PIECE, "--set", "trainable=bn", "--set", "lr=0.3", "--set", "epochs=none", "--set", "steps=4"]
+    stores = {workers: tmp_path / workers for workers in ("1", "2")}
+    for workers, store in stores.items():
+        code, output = finish(start(*few, "--workers-per-trial", workers, "--store", str(store)))
+        assert code == 0, output
+    alone, gang = (bnscale.open(each) for each in stores.values())
+    how = "select workers, backend from trials"
+    assert (alone.sql(how).rows, gang.sql(how).rows) == ([(1, "local")], [(2, "deepspeed zero 0")])
+    loss = "select trial, step, split, loss from curve order by all"
+    ours, theirs = alone.sql(loss).rows, gang.sql(loss).rows
+    assert [row[:3] for row in ours] == [row[:3] for row in theirs]
+    assert {row[1] for row in ours} == {0, 4}
+    assert [row[3] for row in theirs] == pytest.approx([row[3] for row in ours], rel=1e-4)  # summed in another order
+
+
+# --- interrupted and killed -----------------------------------------------------------------------
+
+
+def manifests(store: Path) -> dict[str, Manifest]:
+    if not (store / "manifests").is_dir():
+        return {}
+    return {each.trial: each for each in Store.existing(store).manifests()}
+
+
+def until(store: Path, process: subprocess.Popen[str], reached: Callable[[dict[str, Manifest]], bool]) -> None:
+    deadline = time.monotonic() + 100
+    while not reached(manifests(store)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, manifests(store)
+        time.sleep(0.02)
+
+
+def ended(found: dict[str, Manifest]) -> set[str]:
+    return {trial for trial, each in found.items() if each.outcome is Outcome.FINISHED}
+
+
+def running(found: dict[str, Manifest]) -> set[str]:
+    """Trials that have trained a few steps and have not ended."""
+    return {trial for trial, each in found.items() if each.outcome is None and each.step > 3}
+
+
+def test_a_study_that_was_interrupted_and_killed_twice_has_the_tables_of_an_unbroken_one(tmp_path: Path) -> None:
+    broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
+    words = [*LONG, "--save-every", "0"]
+
+    # Ctrl-C: it saves, says how to go on and exits with 130.
+    process = start(*words, "--store", str(broken))
+    until(broken, process, lambda found: len(running(found)) > 0)
+    os.killpg(process.pid, signal.SIGINT)
+    code, output = finish(process)
+    assert code == 130
+    assert "stopping: saving checkpoints" in output
+    assert output.splitlines()[-1].startswith("stopped; every running trial has its checkpoint. To go on: python ")
+    assert f"run {' '.join(LONG)} --store {broken}" in output
+    stopped = manifests(broken)
+    assert running(stopped)
+
+    # kill -9 of the driver, when one trial has ended and another has not
+    process = start(*words, "--store", str(broken))
+    until(broken, process, lambda found: len(ended(found)) > 0 and len(running(found)) > 0)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate()
+    psutil.wait_procs(workers_of(family), timeout=30)
+    killed = manifests(broken)
+    assert 0 < len(ended(killed)) < 4
+    assert all(killed[trial].step >= each.step for trial, each in stopped.items())  # it went on from its checkpoint
+
+    # kill -9 of a worker
+    process = start(*words, "--store", str(broken))
+    until(broken, process, lambda found: any(found[t].attempts > killed[t].attempts for t in running(killed)))
+    workers_of(psutil.Process(process.pid).children(recursive=True))[0].kill()
+    code, output = finish(process)
+    assert code == 0, output
+    assert f"{4 - len(ended(killed))} to train" in output
+    assert "died and will go on from its checkpoint" in output
+    mended = manifests(broken)
+    assert len(ended(mended)) == 4
+    assert all(mended[trial] == killed[trial] for trial in ended(killed))  # none is trained twice
+
+    code, output = finish(start(*LONG, "--store", str(unbroken)))
+    assert code == 0, output
+    for table in ("curve", "gamma", "gamma_histogram", "clamp", "sparsity"):
+        ours, theirs = (bnscale.open(each).sql(f"from {table} order by all").rows for each in (broken, unbroken))
+        assert len(theirs) > 0
+        assert repr(ours) == repr(theirs), table  # to the last bit; NaN is written like NaN
+    same = "select trial, outcome, step, total_steps, last_finite_loss from trials order by trial"
+    assert bnscale.open(broken).sql(same).rows == bnscale.open(unbroken).sql(same).rows
+    assert {each.attempts for each in manifests(unbroken).values()} == {1}
+
+
+def workers_of(family: list[psutil.Process]) -> list[psutil.Process]:
+    """The processes that train, as Ray names them while they do."""
+    return [each for each in family if "Trainable" in name_of(each)]
+
+
+def name_of(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unstarted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(address: str | None) -> None:
+        raise AssertionError("a cluster was asked for")
+
+    monkeypatch.setattr("bnscale.schedule.tune.connect", connect)
+
+
+REFUSED = {
+    "--set depth=15": "depth 15: a CIFAR ResNet has 6n+2 layers; try 14 or 20",
+    "--set lr=-1": "lr -1: must be greater than 0",
+    "--set lr=nan": "lr nan: must be a finite number",
+    "--set lr=": "--set lr: the axis is empty; give it at least one value",
+    "--set lr=0.1,0.10": "--set lr 0.1: stands 2 times on its axis; name each value once",
+    "--set lr=fast": "lr 'fast': is text and must be a number",
+    "--set sed=1": "--set sed: no such field; did you mean seed?",
+    "--set data=digit": "data 'digit': must be one of",
+    "--set depth": "--set depth: must be field=value",
+    "--preset laptpo": "preset laptpo: must be one of laptop, paper; did you mean laptop?",
+    "--workers-per-trial 5": "workers 5: must divide batch 48 into equal shares; try 4 or 6",
+    "--data /no/such --set data=cifar10 --set validation=0 --set lr=0.1": "data cifar10: not found in /no/such, and",
+    "--address 127.0.0.1:1": "address 127.0.0.1:1: no Ray cluster answers there",
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_cannot_be_run_is_one_message_and_exit_code_2(
+    words: str, tmp_path: Path, capsys: Any, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # no network
+    if "--address" not in words:
+        request.getfixturevalue("unstarted")
+    assert inside(*words.split(), "--store", str(tmp_path / "results")) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(REFUSED[words]), said.err
+    assert len(said.err.splitlines()) == 1
+    assert said.out == ""
+    left = contents(tmp_path)
+    assert not left
+
+
+def test_a_store_that_cannot_be_written_is_refused_before_anything_starts(
+    tmp_path: Path, capsys: Any, unstarted: None
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert inside(*SHORT, "--store", str(tmp_path / "file" / "results")) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"store {tmp_path / 'file' / 'results'}: cannot be written (")
+    assert len(said.splitlines()) == 1
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_an_option_that_does_not_exist_is_refused(capsys: Any, unstarted: None) -> None:
+    assert inside("--bogus", "1") == 2
+    assert "No such option: --bogus" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("statement", "answer"),
+    [
+        ("drop table curve", "statement writes: DROP is refused"),
+        ("copy curve to 'out.csv'", "statement writes: COPY is refused"),
+        ("select accurcy from curve", "column accurcy: no such column in these tables; did you mean accuracy?"),
+        ("selec 1", "query: "),
+        ("acuracy_over_depth", "query acuracy_over_depth: the study's .sql file has no such query; did you mean"),
+    ],
+)
+def test_a_question_that_writes_or_means_nothing_is_refused(
+    said: str, store: Path, statement: str, answer: str, capsys: Any
+) -> None:
+    before = contents(store)
+    capsys.readouterr()
+    assert inside("sql", statement, *SHORT, "--store", str(store)) == 2
+    answered = capsys.readouterr()
+    assert answered.err.startswith(answer), answered.err
+    assert answered.out == ""
+    assert contents(store) == before
+
+
+def test_a_store_that_is_not_there_has_no_answers(tmp_path: Path, capsys: Any) -> None:
+    for command in (["sql", "select 1"], ["report"]):
+        assert inside(*command, "--store", str(tmp_path / "none")) == 2
+        assert "there is none; run a study that writes it" in capsys.readouterr().err
+    with pytest.raises(Refusal):
+        bnscale.open(tmp_path / "none")
+
+
+def test_a_question_without_end_is_stopped(
+    said: str, store: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endless = "select count(*) from range(10000000000) a, range(10000000000) b"
+    monkeypatch.setattr(sys, "argv", ["bnscale", "sql", endless, "--seconds", "0.5", "--store", str(store)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("query: took longer than 0.5 s and was stopped")
