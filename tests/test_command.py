@@ -3,6 +3,7 @@
 One small piece of the laptop preset serves all: digits, 8 layers.
 """
 
+import contextlib
 import os
 import runpy
 import signal
@@ -24,8 +25,9 @@ from bnscale.trial import Outcome, Refusal
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "studies" / "frankle_depth.py"
 PIECE = ["--preset", "laptop", "--set", "depth=8", "--set", "seed=0"]
-SHORT = [*PIECE, "--set", "trainable=bn,output", "--set", "lr=0.3", "--set", "epochs=1"]  # 2 trials
-LONG = [*PIECE, "--set", "trainable=bn,output", "--set", "lr=0.1,0.3", "--set", "epochs=25"]  # 4 trials
+FEW = [*PIECE, "--set", "lr=0.3", "--set", "epochs=none", "--set", "steps=4"]
+SHORT = [*FEW, "--set", "trainable=bn,output"]  # 2 trials
+LONG = [*PIECE, "--set", "trainable=bn,output", "--set", "lr=0.1,0.3", "--set", "epochs=30"]  # 4 trials
 
 
 def start(*words: str) -> subprocess.Popen[str]:
@@ -102,7 +104,7 @@ def test_the_results_answer_sql_from_the_shell_and_from_python(said: str, store:
     )
     rows = bnscale.open(store).sql(f"{question} order by all").rows
     assert [row[0] for row in rows] == ["bn", "output"]
-    assert all(0.1 < row[1] < 1 for row in rows)
+    assert all(0 < row[1] < 1 for row in rows)
     capsys.readouterr()
     assert inside("sql", question, "--store", str(store)) == 0
     out = capsys.readouterr().out
@@ -138,14 +140,13 @@ def test_plan_status_and_report_start_nothing(said: str, store: Path, capsys: An
     assert contents(store / "manifests") == {Path(name).name: b for name, b in before.items() if "manifests" in name}
 
 
-def test_a_second_run_trains_nothing_and_a_grown_study_only_what_is_new(said: str, store: Path) -> None:
+def test_a_second_run_trains_nothing_and_a_grown_study_only_what_is_new(said: str, store: Path, capsys: Any) -> None:
     def readings() -> dict[str, bytes]:
         return {name: content for name, content in contents(store).items() if not name.startswith("reports")}
 
     before = readings()
-    code, again = finish(start(*SHORT, "--store", str(store)))
-    assert code == 0
-    assert "2 trials, 2 done, 0 to train" in again
+    assert inside(*SHORT, "--store", str(store)) == 0
+    assert "2 trials, 2 done, 0 to train" in capsys.readouterr().out
     assert readings() == before
     code, grown = finish(start(*SHORT, "--set", "seed=0,1", "--store", str(store)))
     assert code == 0
@@ -153,18 +154,16 @@ def test_a_second_run_trains_nothing_and_a_grown_study_only_what_is_new(said: st
     assert readings().items() > before.items()
 
 
-def test_a_gang_of_two_measures_what_one_worker_measures(tmp_path: Path) -> None:
-    few = [*PIECE, "--set", "trainable=bn", "--set", "lr=0.3", "--set", "epochs=none", "--set", "steps=4"]
-    stores = {workers: tmp_path / workers for workers in ("1", "2")}
-    for workers, store in stores.items():
-        code, output = finish(start(*few, "--workers-per-trial", workers, "--store", str(store)))
-        assert code == 0, output
-    alone, gang = (bnscale.open(each) for each in stores.values())
-    how = "select workers, backend from trials"
-    assert (alone.sql(how).rows, gang.sql(how).rows) == ([(1, "local")], [(2, "deepspeed zero 0")])
-    loss = "select trial, step, split, loss from curve order by all"
-    ours, theirs = alone.sql(loss).rows, gang.sql(loss).rows
-    assert [row[:3] for row in ours] == [row[:3] for row in theirs]
+def test_a_gang_of_two_measures_what_one_worker_measures(said: str, store: Path, tmp_path: Path) -> None:
+    code, output = finish(start(*FEW, "--set", "trainable=bn", "--workers-per-trial", "2", "--store", str(tmp_path)))
+    assert code == 0, output
+    gang, alone = bnscale.open(tmp_path), bnscale.open(store)
+    assert gang.sql("select workers, backend from trials").rows == [(2, "deepspeed zero 0")]
+    loss = (
+        "select trial, curve.step, split, loss from curve join trials using (trial) where trainable = 'bn' and seed = 0"
+    )
+    theirs, ours = gang.sql(f"{loss} order by all").rows, alone.sql(f"{loss} order by all").rows
+    assert [row[:3] for row in theirs] == [row[:3] for row in ours]
     assert {row[1] for row in ours} == {0, 4}
     assert [row[3] for row in theirs] == pytest.approx([row[3] for row in ours], rel=1e-4)  # summed in another order
 
@@ -191,8 +190,8 @@ def ended(found: dict[str, Manifest]) -> set[str]:
 
 
 def running(found: dict[str, Manifest]) -> set[str]:
-    """Trials that have trained a few steps and have not ended."""
-    return {trial for trial, each in found.items() if each.outcome is None and each.step > 3}
+    """Trials that have trained a few steps and have more than half before them."""
+    return {trial for trial, each in found.items() if each.outcome is None and 3 < each.step < each.total_steps / 2}
 
 
 def test_a_study_that_was_interrupted_and_killed_twice_has_the_tables_of_an_unbroken_one(tmp_path: Path) -> None:
@@ -215,9 +214,15 @@ def test_a_study_that_was_interrupted_and_killed_twice_has_the_tables_of_an_unbr
     process = start(*words, "--store", str(broken))
     until(broken, process, lambda found: len(ended(found)) > 0 and len(running(found)) > 0)
     family = psutil.Process(process.pid).children(recursive=True)
+    workers = workers_of(family)
     process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive
+    for each in family:  # two idle helpers of Ray's live on for a minute and hold our pipes
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
     process.communicate()
-    psutil.wait_procs(workers_of(family), timeout=30)
     killed = manifests(broken)
     assert 0 < len(ended(killed)) < 4
     assert all(killed[trial].step >= each.step for trial, each in stopped.items())  # it went on from its checkpoint

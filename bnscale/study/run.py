@@ -1,0 +1,134 @@
+"""Train what a study's store lacks on a Ray cluster, and report."""
+
+import shlex
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from bnscale.schedule import budget
+from bnscale.schedule.progress import Watch
+from bnscale.store import Store
+from bnscale.study.asked import Asked
+from bnscale.study.plan import commit
+from bnscale.study.say import duration, make_report
+from bnscale.train import Job
+from bnscale.trial import Outcome, Refusal, Trial
+
+if TYPE_CHECKING:
+    from bnscale.schedule.tune import Cluster
+
+
+@dataclass(frozen=True)
+class Way:
+    """How trials are run: nothing here changes a number."""
+
+    address: str | None = None  # of a Ray cluster; None for one that runs here, else our own
+    workers_per_trial: int = 1
+    threads: int = 1  # CPUs of each worker
+    zero: int = 0  # DeepSpeed's ZeRO stage of a gang
+    save_every: float = 30.0  # seconds between checkpoints
+    asha: bool = False  # stop the worse nuisance values of a cell early
+
+    @property
+    def words(self) -> list[str]:
+        """The options that ask for it, without the ones that say what is so anyway."""
+        said = []
+        for field in fields(self):
+            value, option = getattr(self, field.name), f"--{field.name.replace('_', '-')}"
+            if value != field.default:
+                said += [option] if value is True else [option, f"{value:g}" if field.type is float else str(value)]
+        return said
+
+
+def run(asked: Asked, way: Way, console: Console, *, by_cluster: bool) -> None:
+    """Train what is missing, then report. Exits with 1 where a trial failed.
+
+    `by_cluster`: no preset was asked for, and the paper's is meant where there are GPUs.
+    """
+    from bnscale.schedule import tune  # seconds to import, and of no use to the other commands
+
+    asked.prepare(way.workers_per_trial)
+    store = Store(asked.store)
+    failed: list[str] = []
+    if by_cluster or asked.left(store):
+        with tune.connect(way.address) as cluster:
+            if by_cluster and cluster.gpus:
+                asked = asked.at("paper")
+                asked.prepare(way.workers_per_trial)
+            elif by_cluster and asked.left(store):
+                _say_paper(asked, console, cluster.slots(way.threads, 0))
+            failed = _train(asked, asked.left(store), way, cluster, console)
+    else:
+        _say_size(asked, [], console, "")
+    make_report(asked, console)
+    if failed:
+        _say_failed(failed, store, console)
+        raise SystemExit(1)
+
+
+def _train(asked: Asked, left: list[Trial], way: Way, cluster: "Cluster", console: Console) -> list[str]:
+    """Run these trials; the ids of those that failed."""
+    from bnscale.schedule import tune
+
+    if not left:
+        _say_size(asked, left, console, "")
+        return []
+    forecasts = asked.forecasts(way.workers_per_trial, way.threads, gpu=cluster.gpus > 0)
+    slots = max(1, cluster.slots(way.threads, 0) // way.workers_per_trial)
+    wait = duration(sum(forecasts[trial.id].seconds for trial in left) / slots)
+    _say_size(asked, left, console, f", about {wait} for {slots} at a time")
+    code = commit(asked.file.resolve().parent)
+    jobs = [
+        Job(trial, asked.study.probes, str(asked.store), str(asked.data), code, way.zero, way.save_every)
+        for trial in left
+    ]
+    with Watch({trial.id: forecasts[trial.id].seconds for trial in left}, console) as watch:
+        outcomes = tune.run(
+            jobs,
+            forecasts,
+            cluster,
+            workers=way.workers_per_trial,
+            threads=way.threads,
+            rivals={each.trial.id: (each.cell, each.trial.seed) for each in asked.planned} if way.asha else None,
+            watch=watch,
+            mend=shlex.join([*asked.words, *way.words]),
+        )
+    return [trial for trial, outcome in outcomes.items() if outcome is Outcome.FAILED]
+
+
+# --- what is said --------------------------------------------------------------------------------
+
+
+def _say_size(asked: Asked, left: list[Trial], console: Console, wait: str) -> None:
+    count = len(asked.planned)
+    console.print(
+        f"{asked.study.name}, preset {asked.preset}: {count:,} trials, {count - len(left):,} done, "
+        f"{len(left):,} to train{wait}",
+        soft_wrap=True,
+    )
+
+
+def _say_paper(asked: Asked, console: Console, slots: int) -> None:
+    """What the other preset would take here."""
+    try:
+        paper = asked.at("paper")
+    except Refusal:
+        return  # what was set has a meaning for this preset only
+    cost = budget.total(paper.forecasts(1, 1, gpu=False).values())
+    console.print(
+        f"no GPU in this cluster: preset laptop. The paper's preset has {len(paper.planned):,} trials and would take "
+        f"about {duration(cost.seconds / max(1, slots))} here; --preset paper runs it",
+        soft_wrap=True,
+    )
+
+
+def _say_failed(failed: list[str], store: Store, console: Console) -> None:
+    """The last line of each error, and where the whole of it is."""
+    console.print(f"{len(failed)} failed; running the study again tries them again:", soft_wrap=True)
+    for trial in failed:
+        manifest = store.manifest(trial)
+        error = (manifest.facts.get("error") if manifest else None) or "no error was recorded"
+        console.print(f"  {trial}: {error.strip().splitlines()[-1]}", soft_wrap=True, markup=False)
+    whole = shlex.join(["bnscale", "sql", "select trial, error from trials where outcome = 'failed'"])
+    console.print(f"all of each: {whole} --store {shlex.quote(str(store.root))}", soft_wrap=True, markup=False)

@@ -1,0 +1,135 @@
+"""What the commands of a study say: the plan, the map of cells, the claims."""
+
+import shlex
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from bnscale import report
+from bnscale.schedule import budget
+from bnscale.store import Manifest, Store
+from bnscale.study.asked import Asked, here
+from bnscale.study.plan import Planned
+from bnscale.trial import Outcome
+
+QUIET = 120.0  # seconds without a word from a trial after which it no longer counts as running
+
+
+def say_plan(asked: Asked, workers: int, threads: int, console: Console) -> None:
+    gpu = torch.cuda.is_available()
+    forecasts = asked.forecasts(workers, threads, gpu=gpu)
+    done = len(asked.planned) - len(asked.left(Store.existing(asked.store))) if _is_store(asked.store) else 0
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in asked.axes:
+        table.add_column(name)
+    for name in ("trials", "hours", "memory", "disk"):
+        table.add_column(name, justify="right")
+    cells: dict[str, list[Planned]] = defaultdict(list)
+    for each in asked.planned:
+        cells[each.cell].append(each)
+    for members in cells.values():
+        cost = budget.total(forecasts[each.trial.id] for each in members)
+        values = [str(getattr(members[0].trial, name)) for name in asked.axes]
+        hours = f"{cost.seconds * workers / 3600:,.2f}"
+        table.add_row(*values, str(len(members)), hours, _bytes(max(cost.memory, cost.on_gpu)), _bytes(cost.disk))
+    console.print(table)
+    cost = budget.total(forecasts.values())
+    merged = f" ({asked.merged} more were the same trial twice)" if asked.merged else ""
+    console.print(
+        f"\n{asked.study.name}, preset {asked.preset}: {len(asked.planned):,} trials{merged}, {done:,} done. "
+        f"{cost.seconds * workers / 3600:,.1f} hours of one worker on {_device(gpu)}, timed just now with {threads} "
+        f"thread{'s' if threads > 1 else ''}; at most {_bytes(cost.memory)} of memory a worker"
+        + (f" and {_bytes(cost.on_gpu)} on its GPU" if gpu else "")
+        + f"; at most {_bytes(cost.disk)} of disk. Data: {_data(asked)}.",
+        soft_wrap=True,
+    )
+
+
+def say_status(asked: Asked, console: Console) -> None:
+    manifests = {m.trial: m for m in Store.existing(asked.store).manifests()} if _is_store(asked.store) else {}
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in asked.axes:
+        table.add_column(name)
+    states = ("done", "running", "stopped", "failed", "diverged", "missing")
+    for name in states:
+        table.add_column(name, justify="right")
+    cells: dict[str, list[Planned]] = defaultdict(list)
+    for each in asked.planned:
+        cells[each.cell].append(each)
+    every: Counter[str] = Counter()
+    for members in cells.values():
+        counts = Counter(_state(manifests.get(each.trial.id), asked.store) for each in members)
+        every += counts
+        values = [str(getattr(members[0].trial, name)) for name in asked.axes]
+        table.add_row(*values, *(str(counts[name] or "·") for name in states))
+    console.print(table)
+    console.print(
+        f"\n{len(asked.planned)} trials: " + ", ".join(f"{every[name]} {name}" for name in states if every[name])
+    )
+
+
+def _state(manifest: Manifest | None, store: Path) -> str:
+    """A running trial writes at least every half minute or two; one that fell silent has stopped."""
+    if manifest is None:
+        return "missing"
+    if manifest.outcome is not None:
+        return {Outcome.FINISHED: "done", Outcome.DIVERGED: "diverged", Outcome.FAILED: "failed"}[manifest.outcome]
+    age = time.time() - (store / "manifests" / f"{manifest.trial}.json").stat().st_mtime
+    return "running" if age < QUIET else "stopped"
+
+
+def make_report(asked: Asked, console: Console) -> None:
+    """The claims on the terminal, and the page with its figures beside the results."""
+    session = asked.session()
+    queries = report.queries(asked.file.with_suffix(".sql").read_text())
+    judged = [report.judge(claim, session, queries) for claim in asked.study.claims]
+    page = report.write(
+        asked.folder,
+        title=asked.study.doc.strip().splitlines()[0],
+        doc=asked.study.doc,
+        preset=asked.preset,
+        run=shlex.join(asked.words),
+        claims=judged,
+        figures=asked.study.figures,
+        session=session,
+        queries=queries,
+        provenance=report.provenance(session, str(asked.store)),
+        notes=[asked.note] if asked.note else [],
+        damaged=session.damaged,
+    )
+    console.print(report.terminal(judged))
+    for line in session.damaged:
+        console.print(f"damaged: {line}", soft_wrap=True, markup=False)
+    console.print(f"report: {here(page)}", soft_wrap=True)
+
+
+def _is_store(path: Path) -> bool:
+    return (path / "manifests").is_dir()
+
+
+def _device(gpu: bool) -> str:
+    from bnscale.engine.machine import device_name
+
+    return device_name(torch.device("cuda" if gpu else "cpu"))
+
+
+def _data(asked: Asked) -> str:
+    return ", ".join(dict.fromkeys(each.trial.data_title for each in asked.planned))
+
+
+def duration(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.0f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def _bytes(count: float) -> str:
+    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:.0f} B"
