@@ -73,7 +73,7 @@ def in_process(trials: list[Trial], folder: Path) -> float:
 def scheduled(trials: list[Trial], folder: Path) -> tuple[float, float, int]:
     """Seconds a trial after the first of each gang, seconds until then, and how many gangs worked at once."""
     store = folder / "store"
-    jobs = [Job(of, {curve: END}, str(store), str(folder), "benchmark", 0) for of in trials]
+    jobs = [Job(of, {curve: END}, str(store), str(folder), "benchmark", 0, 30.0) for of in trials]
     start = time.perf_counter()
     with tune.connect("local") as cluster, Clock(jobs) as watch:
         gangs = cluster.slots(1, SMALL.memory)

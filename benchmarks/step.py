@@ -3,12 +3,13 @@
     python benchmarks/step.py                             the table of ratios, at depths 20 and 110
     python benchmarks/step.py --deep --data FOLDER        a few steps of 866 layers on CIFAR-10 at batch 32 and 128
 
-Both loops train gamma and beta alone at batch 128, each with its own data and augmentation. They take turns,
-so that whatever else the machine does falls on both, and only ratios of neighbours are compared.
+Both loops train gamma and beta alone at batch 128, each with its own data and augmentation and in a process of its
+own. They take turns, so that whatever else the machine does falls on both, and only ratios of neighbours are compared.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import subprocess
@@ -18,8 +19,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import plain
@@ -31,7 +34,7 @@ from PIL import Image
 from bnscale.data import Resident, pixels
 from bnscale.engine import Gang
 from bnscale.engine.local import LocalEngine
-from bnscale.engine.machine import device_name, forget_peak, peak_memory
+from bnscale.engine.machine import device_name, forget_peak, keep_freed_memory, peak_memory
 from bnscale.networks import build, trained
 from bnscale.trial import Augmentation, Data, Network, NormInit, Pixels, Precision, Trainable, Trial
 
@@ -55,6 +58,7 @@ class Ours:
     """bnscale's own training step, as train.py takes it: a batch from the resident data, the engine, the update."""
 
     def __init__(self, of: Trial, folder: Path) -> None:
+        keep_freed_memory()
         self.trial = of
         self.data = Resident(of, folder, CPU)
         self.engine = LocalEngine(build(of), of, Gang(device=CPU), None)
@@ -71,6 +75,33 @@ class Ours:
             assert torch.isfinite(loss)  # train.py looks at every loss, too
             self.at += 1
         return clock() - start
+
+
+class Apart:
+    """A loop in a process of its own, as `run` of it here."""
+
+    def __init__(self, make: Callable[..., Ours | plain.Loop], *arguments: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.end, there = context.Pipe()
+        given = (there, torch.get_num_threads(), make, arguments)
+        # Not a daemon: the plain loop may have DataLoader processes.
+        self.process = context.Process(target=_serve, args=given)
+        self.process.start()
+
+    def run(self, steps: int, clock: Callable[[], float]) -> float:
+        self.end.send((steps, clock))
+        return self.end.recv()
+
+    def stop(self) -> None:
+        self.end.send(None)
+        self.process.join()
+
+
+def _serve(end: Connection, threads: int, make: Callable[..., Ours | plain.Loop], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(threads)
+    loop = make(*arguments)
+    while (asked := end.recv()) is not None:
+        end.send(loop.run(*asked))
 
 
 @contextmanager
@@ -115,17 +146,22 @@ def spread(ratios: list[float]) -> str:
 def compare(folder: Path, depths: list[int], turns: int, clock: Callable[[], float]) -> None:
     """One line a depth: medians of the images a second, and of the ratio of each turn to the plain loop beside it.
 
-    Processor time is of this process alone, so under that clock the plain loop loads its data here, too.
+    Processor time is of one process, so under that clock the plain loop loads its data in its own.
     """
     found = pixels(Data.CIFAR10, folder)
     print(f"images a second, batch {BATCH}, gamma and beta train; medians of {turns} turns, ratios to plain (min-max)")
     print(f"{'depth':>5}  {'plain':>8}  {'fp32':>8}  {'ratio':18}  {'bf16':>8}  {'ratio':18}")
     for depth in depths:
         workers = 0 if clock is time.process_time else plain.best_workers(depth, BATCH, most=2)
-        loops = [plain.Loop(depth, BATCH, workers)]
-        loops += [Ours(trial(depth, BATCH, precision, found), folder) for precision in (Precision.FP32, Precision.BF16)]
-        steps = max(1, round(SECONDS / (loops[0].run(2, clock) / 2)))
+        loops = [Apart(plain.Loop, depth, BATCH, workers)]
+        for precision in (Precision.FP32, Precision.BF16):
+            loops.append(Apart(Ours, trial(depth, BATCH, precision, found), folder))
+        for loop in loops:
+            loop.run(1, clock)  # until all have started
+        steps = max(4, round(SECONDS / (loops[0].run(2, clock) / 2)))
         seconds = [[loop.run(steps, clock) for loop in loops] for _ in range(turns)]
+        for loop in loops:
+            loop.stop()
         speed = [BATCH * steps / median(each) for each in zip(*seconds, strict=True)]
         fp32, bf16 = (spread([turn[0] / turn[i] for turn in seconds]) for i in (1, 2))
         print(

@@ -19,7 +19,7 @@ from torch import Tensor
 from bnscale.data import Resident
 from bnscale.engine import Engine, Gang
 from bnscale.engine.local import LocalEngine
-from bnscale.engine.machine import facts_of, forget_peak, peak_memory
+from bnscale.engine.machine import facts_of, forget_peak, keep_freed_memory, peak_memory, release_memory
 from bnscale.networks import build, trained
 from bnscale.probes import Cadence, Curve, Probe, Snapshot
 from bnscale.store import Store
@@ -173,6 +173,8 @@ def run(job: Job, gang: Gang, threads: int, stop: Callable[[], bool]) -> Iterato
     Raises `Refusal` for data that is not there; every other error is the code's or the machine's.
     """
     trial = job.trial
+    keep_freed_memory()
+    release_memory()  # of the trial before
     forget_peak(gang.device)
     data = Resident(trial, Path(job.data), gang.device)
     network = build(trial)

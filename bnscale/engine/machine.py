@@ -1,5 +1,6 @@
 """The machine under an engine: what stands beside every number measured on it."""
 
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -24,6 +25,28 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu()
 
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+
+
+def keep_freed_memory() -> None:
+    """Let this process reuse what it frees instead of handing it back to the system, until `release_memory`.
+
+    A training step frees and takes the same activations again; glibc returns blocks of their size at once, and the
+    system clears every page anew, a fifth of a CPU step. Does nothing without glibc.
+    """
+    libc = _glibc()
+    if libc is not None:
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**31 - 1)
+
+
+def release_memory() -> None:
+    """Hand freed memory back: the next trial may be a small one."""
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
 def forget_peak(device: torch.device) -> None:
     """Start measuring peak memory anew: one process trains many trials."""
     if device.type == "cuda":
@@ -39,6 +62,11 @@ def peak_memory(device: torch.device) -> int | None:
     status = Path("/proc/self/status")
     found = _PEAK.search(status.read_text()) if status.exists() else None
     return int(found[1]) * 1024 if found else None
+
+
+@lru_cache
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 
 
 @lru_cache

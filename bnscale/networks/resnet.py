@@ -30,7 +30,7 @@ class Block(nn.Module):
     def forward(self, x_NCHW: Tensor) -> Tensor:
         y_NCHW = self.relu1(self.norm1(self.conv1(x_NCHW)))
         y_NCHW = self.norm2(self.conv2(y_NCHW))
-        return self.relu2(y_NCHW + self.shortcut(x_NCHW))
+        return self.relu2(y_NCHW.add_(self.shortcut(x_NCHW)))
 
 
 class ResNet(nn.Module):
