@@ -194,6 +194,7 @@ def running(found: dict[str, Manifest]) -> set[str]:
     return {trial for trial, each in found.items() if each.outcome is None and 3 < each.step < each.total_steps / 2}
 
 
+@pytest.mark.timeout(400)  # four runs of the study
 def test_a_study_that_was_interrupted_and_killed_twice_has_the_tables_of_an_unbroken_one(tmp_path: Path) -> None:
     broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
     words = [*LONG, "--save-every", "0"]
