@@ -15,7 +15,12 @@ import typer
 from bnscale.study.mistake import sentence
 from bnscale.trial import Refusal
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Ask the results of studies, or run a study file.",
+)
 
 StorePath = Annotated[Path, typer.Option("--store", help="Folder of results.")]
 Skip = Annotated[bool, typer.Option("--skip-damaged", help="Leave out files that cannot be read, and say which.")]

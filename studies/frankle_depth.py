@@ -288,7 +288,7 @@ FIGURES = [
         title="Sparsity of activations",
         query="sparsity_by_layer",
         caption="Share of ReLU outputs that are exactly zero on test images after training, by ReLU from the stem to "
-        "the output; deepest network, mean over seeds.",
+        "the output; deepest network, mean and range over seeds.",
         draw=curves(
             x="layer_index",
             y="zero",

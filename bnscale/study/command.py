@@ -51,7 +51,8 @@ def app(study: Study, file: Path) -> typer.Typer:
     """The commands of one study."""
     title = study.doc.strip().splitlines()[0]
     commands = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, help=title)
-    console = Console(highlight=False)
+    # In a log there is no width to ask for, and 80 columns make the claims long.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 112)
 
     @commands.command("plan")
     def _plan(
