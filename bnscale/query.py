@@ -8,8 +8,9 @@ import html
 import os
 import re
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -23,7 +24,8 @@ from bnscale.store import Manifest, Part, Store, columns_of, damage, flaw
 from bnscale.trial import Refusal, Trial, near
 
 MEMORY = "2GiB"  # of one query; the rest of the machine is training
-PATIENCE = 8  # looks at a store that changes, before a file that is not there counts as damage
+PATIENCE = 20.0  # seconds with a store that changes while it is read; then a file that is not there counts as damage
+PAUSE = 0.02  # seconds between two looks
 
 _MARK = "bnscale_export"  # a table that only our exports have
 _WAY_OUT = "its rows cannot be read; --skip-damaged leaves such files out"
@@ -163,7 +165,7 @@ class Session:
     def sql(self, text: str) -> Answer:
         """Answer one statement that reads. Raises `Refusal` for one that writes, is wrong, or asks for too much."""
         query = _reading(self._connection, text)
-        for _ in range(PATIENCE):
+        for _ in _looks():
             try:
                 return self._ask(query)
             except _Unreadable as unreadable:
@@ -227,7 +229,7 @@ class Session:
     def _refresh(self) -> None:
         """Read the manifests anew, look at each file they name, and build the views."""
         check = self._check
-        for last in [False] * (PATIENCE - 1) + [True]:
+        for last in _looks():
             self._manifests: list[Manifest] = []
             self._files: dict[str, list[tuple[str, str]]] = {}  # table to trial and path
             self._broken: dict[str, list[str]] = {}  # table to what is wrong with its files
@@ -245,7 +247,7 @@ class Session:
 
     def _look(self, manifest: Manifest, check: Callable[[Path, Part], str | None]) -> None:
         """Take up the files of one trial. Where one is amiss the trial may have ended: its manifest is read again."""
-        for _ in range(PATIENCE):
+        for _ in _looks():
             looked = [(*each, check(*each[2:])) for each in self._files_of(manifest)]
             if not any(reason for *_, reason in looked):
                 break
@@ -317,6 +319,15 @@ class Session:
         if isinstance(error, duckdb.PermissionException):
             return f"query: {_gist(error)}; a query reads nothing but its store"
         return f"query: {_gist(error)}"
+
+
+def _looks() -> Iterator[bool]:
+    """Look after look until the patience ends; whether it is the last one."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        yield False
+        time.sleep(PAUSE)
+    yield True
 
 
 class _Unreadable(Refusal):
