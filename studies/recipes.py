@@ -33,7 +33,8 @@ FRANKLE_CIFAR = {
 
 # The same paper on ImageNet (open_lth, models/imagenet_resnet.py): batch 1024, rate 0.4, 90 epochs, divided by 10
 # at epochs 30, 60 and 80, five epochs of linear warm-up. It lacks what this project cannot give it yet: the data
-# set, and ResNets 18 to 200 for images of 224 pixels.
+# set, and ResNets 18 to 200 for images of 224 pixels. Over how many of a batch's images the authors' GPUs took their
+# statistics is not written anywhere: `norm_batch` assumes the whole batch.
 FRANKLE_IMAGENET = {
     "norm_init": NormInit.UNIFORM,
     "batch": 1024,
