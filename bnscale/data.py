@@ -13,6 +13,7 @@ Where the files are looked for, in this order, under the data folder:
 import io
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -70,8 +71,10 @@ def default_folder() -> Path:
 def pixels(data: Data, folder: Path) -> Pixels:
     """Whether what the folder holds is the original or went through JPEG; reads one image."""
     for path in _hub_files(data, folder, "train")[:1]:
-        with pq.ParquetFile(path) as file:
-            first = next(file.iter_batches(batch_size=1))
+        with _parquet(path), pq.ParquetFile(path) as file:
+            first = next(file.iter_batches(batch_size=1), None)
+        if first is None:
+            raise Refusal(f"data {path}: has no rows; fetch it again")
         jpeg = first.column(_image_column(first.schema, path)).field("bytes")[0].as_py()[:2] == b"\xff\xd8"
         return Pixels.JPEG if jpeg else Pixels.ORIGINAL
     return Pixels.ORIGINAL
@@ -230,6 +233,14 @@ def _hub_files(data: Data, folder: Path, part: str) -> list[Path]:
     return sorted((folder / data).glob(f"{part}-*.parquet"))
 
 
+@contextmanager
+def _parquet(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise Refusal(f"data {path}: cannot be read as Parquet ({error}); fetch it again") from None
+
+
 def _image_column(schema: pa.Schema, path: Path) -> str:
     for field in schema:
         if pa.types.is_struct(field.type) and "bytes" in {inner.name for inner in field.type}:
@@ -249,16 +260,19 @@ def _hub(data: Data, folder: Path) -> tuple[Pictures, Pictures]:
         if not files:
             raise Refusal(f"data {folder / data}: has train-*.parquet but no {part}-*.parquet; fetch the rest")
         for path in files:
-            try:
+            with _parquet(path):
                 table = pq.read_table(path)
-            except (OSError, pa.ArrowException) as error:
-                raise Refusal(f"data {path}: cannot be read as Parquet ({error}); fetch it again") from None
             label = next((n for n in ("label", "fine_label", "labels") if n in table.column_names), None)
             if label is None:
                 raise Refusal(f"data {path}: has no column label, only {', '.join(table.column_names)}; fetch it again")
             encoded = table.column(_image_column(table.schema, path)).combine_chunks().field("bytes")
-            images += [np.asarray(Image.open(io.BytesIO(each.as_py())).convert(mode)) for each in encoded]
+            try:
+                images += [np.asarray(Image.open(io.BytesIO(each.as_py())).convert(mode)) for each in encoded]
+            except (OSError, TypeError) as error:
+                raise Refusal(f"data {path}: has an image that cannot be decoded ({error}); fetch it again") from None
             labels.append(table.column(label).to_numpy().astype(np.int64))
+        if len({image.shape for image in images}) != 1:
+            raise Refusal(f"data {folder / data}: its {part} images are none, or of several sizes; fetch it again")
         stacked = np.stack(images)
         parts.append(Pictures(stacked if mode == "RGB" else stacked[..., None], np.concatenate(labels)))
     return parts[0], parts[1]
@@ -283,6 +297,10 @@ def _torchvision(data: Data, folder: Path) -> tuple[Pictures, Pictures]:
         return opened(download=False)
     except RuntimeError:  # torchvision's word for: not there, or not whole
         pass
+    except Exception as error:  # files that are there and hold something else end it in many ways
+        raise Refusal(
+            f"data {folder / files}: cannot be read ({type(error).__name__}: {error}); delete it and fetch it again"
+        ) from None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f".{data}.lock"):

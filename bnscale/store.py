@@ -50,6 +50,10 @@ class StoreFailure(OSError):
     """The disk or another process stands in the way. What was committed before stays readable."""
 
 
+class TakenOver(StoreFailure):
+    """A later attempt, perhaps on another node, trains the trial now: nothing is wrong with it."""
+
+
 class Facts(TypedDict, total=False):
     """What is known of a trial besides its fields: nothing here may change a number."""
 
@@ -74,11 +78,13 @@ class Facts(TypedDict, total=False):
     diverged_step: int | None
     last_finite_loss: float | None
     error: str | None
+    stopped_early: bool | None  # successive halving gave up on it; a checkpoint is there to go on from
     peak_memory: int | None  # bytes
 
 
 _FACTS = TypeAdapter(Facts)
-_ENDINGS = ("ended", "diverged_step", "last_finite_loss", "error", "peak_memory")  # a new attempt has none yet
+# what a new attempt has none of yet
+_ENDINGS = ("ended", "diverged_step", "last_finite_loss", "error", "stopped_early", "peak_memory")
 
 
 class Part(BaseModel):
@@ -213,6 +219,14 @@ class Store:
             parts={table: parts[table] for table in kept if table in parts} if anew else parts,
         )
         return Writer(self, manifest, anew=anew)
+
+    def stop_early(self, trial_id: str) -> None:
+        """Note that successive halving gave up on a trial that nobody trains any more."""
+        manifest = self.manifest(trial_id)
+        if manifest is not None and manifest.outcome is None:
+            facts: Facts = {**manifest.facts, "stopped_early": True}
+            changed = manifest.model_copy(update={"facts": facts})
+            _replace(self._manifest_path(trial_id), (changed.model_dump_json(indent=1) + "\n").encode())
 
     def checkpoints(self, trial_id: str) -> Path:
         """The folder for the trial's checkpoints, which the engine creates."""
@@ -429,12 +443,12 @@ class Writer:
     # --- the manifest ---------------------------------------------------------------------------
 
     def _stand(self) -> None:
-        """Raises `StoreFailure` where a later attempt, perhaps on another node, has taken the trial over."""
+        """Raises `TakenOver` where a later attempt has."""
         mine = self._manifest
         now = self._store.manifest(mine.trial)
         if now is None or now.attempts != mine.attempts:
             there = f"attempt {now.attempts} has taken over" if now else "its manifest was deleted"
-            raise StoreFailure(f"trial {mine.trial}: {there}; attempt {mine.attempts} writes no more")
+            raise TakenOver(f"trial {mine.trial}: {there}; attempt {mine.attempts} writes no more")
 
     def _changed(self, facts: dict[str, Any] | Facts | None = None, **changes: Any) -> Manifest:
         changes |= {"columns": dict(self._columns), "facts": {**self._manifest.facts, **(facts or {})}}

@@ -158,6 +158,11 @@ class Trial(BaseModel):
                 "give one and set the other to none"
             )
         left = self.data.facts.train - self.validation
+        if left < 1:
+            raise ValueError(
+                f"validation {self.validation}: {self.data.facts.title} has {self.data.facts.train} training images, "
+                f"and some must be left to train on; hold out fewer, such as {self.data.facts.train // 10}"
+            )
         if self.batch > left:
             raise ValueError(
                 f"batch {self.batch}: {self.data.facts.title} has {left} training images after "
@@ -280,7 +285,10 @@ def parse(trial: type[Trial], name: str, value: Any) -> Any:
     if not isinstance(value, str):
         return value
     if name == "milestones":
-        return tuple(float(v) for v in value.split("/") if v) if value != "none" else ()
+        try:
+            return tuple(float(v) for v in value.split("/") if v) if value != "none" else ()
+        except ValueError:
+            return value
     if value.lower() == "none":
         return None
     for number in (int, float):
@@ -324,6 +332,8 @@ def _refusal(trial: type[Trial], error: Any) -> str:
         case "finite_number":
             return f"{said}: must be a finite number"
         case _ if isinstance(value, str):
+            if name == "milestones":
+                return f"{said}: must be shares of training, such as 0.5/0.75, or none"
             quoted = value.replace(".", "", 1).isdigit()
             return f"{said}: is text and must be a number" + (
                 f"; write {name}={value} without quotes" if quoted else ""

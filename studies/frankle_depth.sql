@@ -82,7 +82,7 @@ group by trainable, depth, low, high
 order by trainable, depth, low
 
 -- name: gamma_by_layer
--- One row per depth and norm layer after BN-only training: quantiles of |gamma| over channels, mean over seeds.
+-- One row per trained set, depth and norm layer at the end: quantiles of |gamma| over channels, mean over seeds.
 select
     trainable,
     depth,
@@ -183,7 +183,8 @@ steps as (
     select
         mean - lag(mean) over (order by depth) as gain,
         spread + lag(spread) over (order by depth) as spread,
-        least(n, lag(n) over (order by depth)) as n
+        least(n, lag(n) over (order by depth)) as n,
+        lag(depth) over (order by depth) as before
     from ladder
 )
 
@@ -191,7 +192,7 @@ select
     count(*) filter (where gain < -spread) as measured,
     min(n) as n
 from steps
-where gain is not null
+where before is not null
 having count(*) > 0
 
 -- name: gain_over_the_ladder
@@ -250,8 +251,7 @@ leads as (
 select
     min(lead) as measured,
     min(n) as n
-from leads
-where lead is not null
+from leads -- a depth at which one side has no number counts with n = 0
 
 -- name: lead_of_all
 -- One row: the least lead, over depths, of training every parameter over BN only.
@@ -274,8 +274,7 @@ leads as (
 select
     min(lead) as measured,
     min(n) as n
-from leads
-where lead is not null
+from leads -- a depth at which one side has no number counts with n = 0
 
 -- name: bn_at_866
 -- One row: BN-only test accuracy on CIFAR-10 at 866 layers, trained for the paper's 160 epochs.
@@ -288,7 +287,7 @@ over_seeds as (
         stddev_samp(accuracy) / sqrt(count(accuracy)) as error
     from chosen
     join trials using (trial)
-    where data = 'cifar10' and epochs >= 160 and trainable = 'bn' and width = 1 and depth = 866
+    where data = 'cifar10' and epochs >= 160 and batch = 128 and norm_init = 'uniform' and trainable = 'bn' and width = 1 and depth = 866
 )
 
 select measured, n, measured - t95 * error as low, measured + t95 * error as high
@@ -306,7 +305,7 @@ over_seeds as (
         stddev_samp(accuracy) / sqrt(count(accuracy)) as error
     from chosen
     join trials using (trial)
-    where data = 'cifar10' and epochs >= 160 and trainable = 'bn' and width = 1 and depth = 110
+    where data = 'cifar10' and epochs >= 160 and batch = 128 and norm_init = 'uniform' and trainable = 'bn' and width = 1 and depth = 110
 )
 
 select measured, n, measured - t95 * error as low, measured + t95 * error as high
@@ -324,7 +323,7 @@ over_seeds as (
         stddev_samp(accuracy) / sqrt(count(accuracy)) as error
     from chosen
     join trials using (trial)
-    where data = 'cifar10' and epochs >= 160 and trainable = 'bn' and width = 1 and depth = 14
+    where data = 'cifar10' and epochs >= 160 and batch = 128 and norm_init = 'uniform' and trainable = 'bn' and width = 1 and depth = 14
 )
 
 select measured, n, measured - t95 * error as low, measured + t95 * error as high
@@ -342,7 +341,7 @@ over_seeds as (
         stddev_samp(accuracy) / sqrt(count(accuracy)) as error
     from chosen
     join trials using (trial)
-    where data = 'cifar10' and epochs >= 160 and trainable = 'all' and width = 1 and depth = 14
+    where data = 'cifar10' and epochs >= 160 and batch = 128 and norm_init = 'uniform' and trainable = 'all' and width = 1 and depth = 14
 )
 
 select measured, n, measured - t95 * error as low, measured + t95 * error as high
@@ -384,13 +383,15 @@ from over_seeds
 left join student using (n)
 
 -- name: clamping
--- One row: the largest change, over depths, of BN-only test accuracy when every |gamma| < 0.01 is set to 0.
+-- One row: the largest change, over depths at which that is 5 % of the gammas or more, of BN-only test accuracy when
+-- every |gamma| < 0.01 is set to 0.
 with
 -- one row per depth
 changes as (
     select
         depth,
-        abs(avg(clamp.accuracy_clamped - clamp.accuracy)) as change,
+        avg(abs(clamp.accuracy_clamped - clamp.accuracy)) as change,
+        avg(clamped) as clamped,
         count(*) as n
     from clamp
     join chosen using (trial)
@@ -401,3 +402,4 @@ changes as (
 
 select max(change) as measured, min(n) as n
 from changes
+where clamped >= 0.05

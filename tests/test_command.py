@@ -4,8 +4,10 @@ One small piece of the laptop preset serves all: digits, 8 layers.
 """
 
 import contextlib
+import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +22,7 @@ import pytest
 import bnscale
 from bnscale import cli
 from bnscale.store import Manifest, Store
+from bnscale.study.asked import Asked
 from bnscale.trial import Outcome, Refusal
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +30,7 @@ FILE = ROOT / "studies" / "frankle_depth.py"
 PIECE = ["--preset", "laptop", "--set", "depth=8", "--set", "seed=0"]
 FEW = [*PIECE, "--set", "lr=0.3", "--set", "epochs=none", "--set", "steps=4"]
 SHORT = [*FEW, "--set", "trainable=bn,output"]  # 2 trials
+GROWN = ["seed=0,1" if word == "seed=0" else word for word in SHORT]  # 4 trials
 LONG = [*PIECE, "--set", "trainable=bn,output", "--set", "lr=0.1,0.3", "--set", "epochs=30"]  # 4 trials
 
 
@@ -131,9 +135,9 @@ def test_bnscale_asks_and_exports_any_store(
 
 def test_plan_status_and_report_start_nothing(said: str, store: Path, capsys: Any, unstarted: None) -> None:
     before = contents(store)
-    assert inside("plan", *SHORT, "--set", "seed=0,1", "--store", str(store)) == 0
+    assert inside("plan", *GROWN, "--store", str(store)) == 0
     assert "4 trials, 2 done." in capsys.readouterr().out
-    assert inside("status", *SHORT, "--set", "seed=0,1", "--store", str(store)) == 0
+    assert inside("status", *GROWN, "--store", str(store)) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "4 trials: 2 done, 2 missing"
     assert contents(store) == before
     assert inside("report", *SHORT, "--store", str(store)) == 0
@@ -148,7 +152,7 @@ def test_a_second_run_trains_nothing_and_a_grown_study_only_what_is_new(said: st
     assert inside(*SHORT, "--store", str(store)) == 0
     assert "2 trials, 2 done, 0 to train" in capsys.readouterr().out
     assert readings() == before
-    code, grown = finish(start(*SHORT, "--set", "seed=0,1", "--store", str(store)))
+    code, grown = finish(start(*GROWN, "--store", str(store)))
     assert code == 0
     assert "4 trials, 2 done, 2 to train" in grown
     assert readings().items() > before.items()
@@ -283,6 +287,9 @@ REFUSED = {
     "--set lr=fast": "lr 'fast': is text and must be a number",
     "--set sed=1": "--set sed: no such field; did you mean seed?",
     "--set data=digit": "data 'digit': must be one of",
+    "--set milestones=a": "milestones 'a': must be shares of training, such as 0.5/0.75, or none",
+    "--set lr=0.1 --set lr=0.3": "--set lr: given twice; give all its values at once",
+    "--set validation=1437": "validation 1437: digits has 1437 training images, and some must be left",
     "--set depth": "--set depth: must be field=value",
     "--preset laptpo": "preset laptpo: must be one of laptop, paper; did you mean laptop?",
     "--workers-per-trial 5": "workers 5: must divide batch 48 into equal shares; try 4 or 6",
@@ -316,6 +323,21 @@ def test_a_store_that_cannot_be_written_is_refused_before_anything_starts(
     assert said.startswith(f"store {tmp_path / 'file' / 'results'}: cannot be written (")
     assert len(said.splitlines()) == 1
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_damaged_manifest_is_named_before_anything_starts(
+    said: str, store: Path, tmp_path: Path, capsys: Any, unstarted: None
+) -> None:
+    damaged = Path(shutil.copytree(store, tmp_path / "results"))
+    manifest = next((damaged / "manifests").glob("*-bn-*-s0-*.json"))
+    manifest.write_text("{")
+    capsys.readouterr()
+    assert inside(*SHORT, "--store", str(damaged)) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"manifest {manifest}: is damaged")
+    assert len(told.splitlines()) == 1
+    assert inside("status", *SHORT, "--store", str(damaged)) == 0
+    assert f"damaged: manifest {manifest}" in capsys.readouterr().out
 
 
 def test_an_option_that_does_not_exist_is_refused(capsys: Any, unstarted: None) -> None:
@@ -362,3 +384,21 @@ def test_a_question_without_end_is_stopped(
         cli.main()
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith("query: took longer than 0.5 s and was stopped")
+
+
+def test_what_successive_halving_gave_up_stays_so_until_all_are_asked_for(
+    said: str, store: Path, tmp_path: Path
+) -> None:
+    given_up = Path(shutil.copytree(store, tmp_path / "results"))
+    manifest = next((given_up / "manifests").glob("*-bn-*-s0-*.json"))
+    known = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(known | {"outcome": None}))
+    Store(given_up).stop_early(known["trial"])
+    sys.path.insert(0, str(FILE.parent))
+    from frankle_depth import study
+
+    sets = ["depth=8", "seed=0", "lr=0.3", "epochs=none", "steps=4", "trainable=bn,output"]
+    asked = Asked.of(study, FILE, "laptop", sets, given_up, tmp_path)
+    assert [trial.id for trial in asked.left(Store(given_up))] == [known["trial"]]
+    assert asked.left(Store(given_up), asha=True) == []
+    assert bnscale.open(given_up).sql("select trial from trials where stopped_early").rows == [(known["trial"],)]

@@ -196,13 +196,35 @@ def test_a_file_that_is_not_whole_is_refused(tmp_path, monkeypatch):
         (lambda file: pq.write_table(pq.read_table(file).slice(1), file), r"\(19, 32, 32, 3\)"),
         (lambda file: pq.write_table(pq.read_table(file).drop_columns("label"), file), "no column label"),
         (lambda file: pq.write_table(pq.read_table(file).drop_columns("img"), file), "no image column"),
+        (lambda file: pq.write_table(pq.read_table(file).slice(0, 0), file), "has no rows"),
+        (lambda file: pq.write_table(_spoilt(pq.read_table(file)), file), "an image that cannot be decoded"),
     ],
 )
 def test_a_damaged_hub_file_is_named(harm, said, tmp_path):
     write_hub(tmp_path, Data.CIFAR10, "PNG")
     harm(tmp_path / "cifar10" / "train-00000-of-00001.parquet")
     with pytest.raises(Refusal, match=said):
-        prepare(digits(data=Data.CIFAR10, validation=0), tmp_path)
+        _as_a_command(tmp_path)
+
+
+def _as_a_command(folder):
+    pixels(Data.CIFAR10, folder)  # its first look
+    prepare(digits(data=Data.CIFAR10, validation=0), folder)
+
+
+def _spoilt(table):
+    images = [{**each, "bytes": b"no image"} for each in table.column("img").to_pylist()]
+    return table.set_column(table.schema.get_field_index("img"), "img", pa.array(images))
+
+
+@pytest.mark.usefixtures("small")
+def test_files_of_torchvision_that_hold_something_else_are_named(tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (raw / f"{name}-ubyte").write_bytes(b"junk" * 10)
+    with pytest.raises(Refusal, match=r"MNIST/raw: cannot be read \("):
+        prepare(digits(data=Data.MNIST, validation=0), tmp_path)
 
 
 DOWNLOAD = """

@@ -15,7 +15,11 @@ from bnscale.study import Preset, grid
 from bnscale.study.plan import commit, plan, relate, settings
 from bnscale.trial import Data, Outcome, Pixels, Refusal, Trainable
 
-ORIGINAL = dict.fromkeys(Data, Pixels.ORIGINAL)
+
+def original(data):
+    return Pixels.ORIGINAL
+
+
 FIXED = {k: v for k, v in FIELDS.items() if k not in ("pixels", "lr", "seed", "trainable")}
 
 
@@ -31,7 +35,7 @@ def preset(**changes):
 
 
 def cells(of):
-    return {(t.depth, t.width, str(t.trainable)) for t in (each.trial for each in plan(of, ORIGINAL))}
+    return {(t.depth, t.width, str(t.trainable)) for t in (each.trial for each in plan(of, original))}
 
 
 # --- grids --------------------------------------------------------------------------------------
@@ -56,7 +60,7 @@ def test_a_slip_of_the_pen_in_a_grid_is_refused(axes, said):
 
 
 def test_a_trial_that_two_parts_of_a_grid_name_is_planned_once():
-    planned = plan(preset(), ORIGINAL)
+    planned = plan(preset(), original)
     assert len(planned) == (6 + 1) * 2 * 2
     assert len({each.trial.id for each in planned}) == len(planned)
     assert {e.cell for e in planned if (e.trial.depth, e.trial.trainable) == (8, Trainable.BN)} == {
@@ -76,14 +80,14 @@ def test_a_new_value_of_an_axis_gets_the_cells_that_all_others_have():
 
 
 def test_a_fixed_field_is_replaced_by_one_value_and_becomes_an_axis_with_several():
-    assert {e.trial.batch for e in plan(preset().setting("batch", [32]), ORIGINAL)} == {32}
+    assert {e.trial.batch for e in plan(preset().setting("batch", [32]), original)} == {32}
     several = preset().setting("momentum", [0.0, 0.9])
-    assert len(plan(several, ORIGINAL)) == 2 * len(plan(preset(), ORIGINAL))
+    assert len(plan(several, original)) == 2 * len(plan(preset(), original))
     assert "momentum" in several.axes
 
 
 def test_seeds_and_nuisance_axes_are_set_like_any_other():
-    planned = plan(preset().setting("seed", [7]).setting("lr", [0.05]), ORIGINAL)
+    planned = plan(preset().setting("seed", [7]).setting("lr", [0.05]), original)
     assert {(e.trial.seed, e.trial.lr, e.nuisance) for e in planned} == {(7, 0.05, "lr=0.05")}
 
 
@@ -115,19 +119,19 @@ def test_a_setting_with_a_bad_value_is_refused_by_the_trials_own_rule():
     for text, said in [("depth=15", "try 14 or 20"), ("trainable=b", "must be one of"), ("lr=abc", "must be a number")]:
         (axis, values), *_ = settings([text]).items()
         with pytest.raises(Refusal, match=said):
-            plan(preset().setting(axis, values), ORIGINAL)
+            plan(preset().setting(axis, values), original)
 
 
 def test_several_values_to_choose_among_need_held_out_images():
     bare = preset(fixed=FIXED | {"validation": 0})
     with pytest.raises(Refusal, match=r"^validation 0: lr has 2 values .* test images choose nothing"):
-        plan(bare, ORIGINAL)
-    assert plan(bare.setting("lr", [0.1]), ORIGINAL)
+        plan(bare, original)
+    assert plan(bare.setting("lr", [0.1]), original)
 
 
 def test_a_grid_without_end_is_refused_before_it_is_built():
     with pytest.raises(Refusal, match="trials; 100,000 at most"):
-        plan(preset(seeds=range(10**7)), ORIGINAL)
+        plan(preset(seeds=range(10**7)), original)
 
 
 # --- what was chosen ----------------------------------------------------------------------------
@@ -135,7 +139,7 @@ def test_a_grid_without_end_is_refused_before_it_is_built():
 
 def store_with(folder: Path, results: dict[tuple[float, int], tuple[Outcome, float, float]]):
     """A store of one cell; results by (lr, seed): outcome, validation and test accuracy."""
-    planned = plan(preset(scientific=grid(depth=[8], trainable=[Trainable.BN])), ORIGINAL)
+    planned = plan(preset(scientific=grid(depth=[8], trainable=[Trainable.BN])), original)
     store = Store(folder)
     for each in planned:
         outcome, validation, test = results[each.trial.lr, each.trial.seed]
@@ -191,6 +195,32 @@ def test_failed_and_missing_trials_answer_nothing(tmp_path):
         tmp_path, {(0.1, 0): failed, (0.1, 1): failed, (0.3, 0): (DONE, 0.5, 0.5), (0.3, 1): (DONE, 0.5, 0.5)}
     )
     assert {row[0] for row in session.sql("select nuisance from chosen").rows} == {"lr=0.3"}
+
+
+def test_a_value_that_lacks_a_seed_is_not_chosen_before_one_that_has_all(tmp_path):
+    session = store_with(
+        tmp_path,
+        {
+            (0.1, 0): (DONE, 0.7, 0.7),
+            (0.1, 1): (DONE, 0.8, 0.8),
+            (0.3, 0): (Outcome.FAILED, 0.1, 0.1),
+            (0.3, 1): (DONE, 0.76, 0.76),
+        },
+    )
+    assert {row[0] for row in session.sql("select nuisance from chosen").rows} == {"lr=0.1"}
+
+
+def test_a_value_without_a_result_is_not_chosen_before_one_that_diverged(tmp_path):
+    failed, bad = (Outcome.FAILED, 0.9, 0.9), (Outcome.DIVERGED, float("nan"), float("nan"))
+    session = store_with(tmp_path, {(0.1, 0): failed, (0.1, 1): failed, (0.3, 0): (DONE, 0.5, 0.5), (0.3, 1): bad})
+    assert session.sql("select distinct nuisance from chosen").rows == [("lr=0.3",)]
+
+
+def test_what_trains_nothing_is_planned_once_whatever_the_learning_rate():
+    planned = plan(preset(scientific=grid(depth=[8], trainable=[Trainable.BN, Trainable.NONE])), original)
+    assert sorted((str(e.trial.trainable), e.trial.lr, e.trial.seed) for e in planned) == [
+        ("bn", 0.1, 0), ("bn", 0.1, 1), ("bn", 0.3, 0), ("bn", 0.3, 1), ("none", 0.1, 0), ("none", 0.1, 1)
+    ]  # fmt: skip
 
 
 # --- mistakes in a study file -------------------------------------------------------------------
@@ -252,10 +282,10 @@ def test_the_papers_study_is_declared_at_the_papers_size():
     sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
     from frankle_depth import study
 
-    planned = plan(study.paper, ORIGINAL)
+    planned = plan(study.paper, original)
     assert {e.trial.depth for e in planned} == {14, 32, 56, 110, 218, 434, 866}
     assert {e.trial.width for e in planned if e.trial.depth == 14} == {1, 2, 4, 8, 16, 32}
     assert {e.trial.trainable for e in planned} == set(Trainable)
     assert {(e.trial.epochs, e.trial.batch, e.trial.data) for e in planned} == {(160, 128, Data.CIFAR10)}
     assert len({e.trial.seed for e in planned}) == 5
-    assert len(planned) == (7 + 5) * 8 * 4 * 5
+    assert len(planned) == (7 + 5) * (7 * 4 + 1) * 5  # what trains nothing has no learning rate

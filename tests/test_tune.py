@@ -24,7 +24,7 @@ from ray import cloudpickle
 from bnscale.engine import Gang
 from bnscale.schedule.budget import Forecast
 from bnscale.schedule.progress import Watch
-from bnscale.schedule.tune import GIB, Cluster, Node, _needs, connect, run
+from bnscale.schedule.tune import GIB, OWNER, Cluster, Node, _needs, _own_folder, _sweep, connect, run
 from bnscale.trial import (
     Augmentation,
     Data,
@@ -434,7 +434,7 @@ def test_an_address_where_nobody_answers_is_refused() -> None:
 
 
 def test_a_trial_that_fits_no_part_of_the_cluster_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    small = Cluster("", True, False, [Node(2, 0, 4 * GIB), Node(2, 0, 4 * GIB)])
+    small = Cluster("", True, None, [Node(2, 0, 4 * GIB), Node(2, 0, 4 * GIB)])
     each = job(tmp_path, 1)
 
     def ask(workers: int, threads: int, memory: int) -> None:
@@ -468,7 +468,7 @@ def test_what_trains_nothing_takes_one_worker_and_memory_makes_few_classes(tmp_p
     }
 
     def needs(memory: int, gpus: int) -> list[tuple[int, int, float]]:
-        found = _needs([gang, alone], forecasts, Cluster("", True, False, [Node(4, gpus, memory * GIB)]), 2, 2)
+        found = _needs([gang, alone], forecasts, Cluster("", True, None, [Node(4, gpus, memory * GIB)]), 2, 2)
         return [
             (found[each.trial.id].workers, found[each.trial.id].gpus, found[each.trial.id].memory / GIB)
             for each in (gang, alone)
@@ -479,3 +479,29 @@ def test_what_trains_nothing_takes_one_worker_and_memory_makes_few_classes(tmp_p
     forecasts[gang.trial.id] = Forecast(seconds=1.0, memory=13 * GIB, on_gpu=0, disk=0)
     assert needs(memory=40, gpus=0) == [(2, 0, 16), (1, 0, 16)]
     assert needs(memory=30, gpus=0) == [(2, 0, 13), (1, 0, 13)]  # rounded up, it would not fit
+
+
+def test_a_cluster_that_grows_is_asked_for_the_gpus_that_it_may_bring(tmp_path: Path) -> None:
+    each = job(tmp_path, 1)
+    forecasts = {each.trial.id: Forecast(seconds=1.0, memory=3 * GIB, on_gpu=GIB, disk=0)}
+    head_alone = Cluster("", False, Node(16, 4, 0), [Node(0, 0, 4 * GIB)])
+    assert _needs([each], forecasts, head_alone, 1, 2)[each.trial.id].gpus == 1
+    assert head_alone.slots(2, 3 * GIB) == 4
+    assert Cluster("", False, Node(16, 0, 0), [Node(0, 0, 4 * GIB)]).slots(2, 3 * GIB) == 8
+
+
+def test_only_folders_that_say_they_are_ours_and_whose_process_is_gone_are_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    foreign = tmp_path / "bnscale-4999999-results"
+    foreign.mkdir()
+    ours = _own_folder(str(tmp_path))
+    left = _own_folder(str(tmp_path))
+    (left / OWNER).write_text(f"{socket.gethostname()} 4999999 1.0")
+    reused = _own_folder(str(tmp_path))  # another process has the number now
+    (reused / OWNER).write_text(f"{socket.gethostname()} {os.getpid()} 1.0")
+    elsewhere = _own_folder(str(tmp_path))
+    (elsewhere / OWNER).write_text("another-host 4999999 1.0")
+    _sweep()
+    assert set(tmp_path.iterdir()) == {foreign, ours, elsewhere}

@@ -28,7 +28,7 @@ class Gamma:
     gamma_q95: float
     gamma_mean: float  # of gamma itself, with its sign
     gamma_sd: float
-    gamma_gradient_rms: float  # root mean square over channels of dL/dgamma on the next batch
+    gamma_gradient_rms: float  # root mean square over channels of dL/dgamma on the next batch; at the end, on the last
     beta_mean: float
     beta_sd: float
     beta_gradient_rms: float

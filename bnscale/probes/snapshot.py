@@ -4,6 +4,7 @@ Whatever a probe computes goes through copies of the buffers, so that running st
 the stream of batches are what they would have been without it. Legend: N images, C channels.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,6 +93,8 @@ class Snapshot:
                 ]
             )
         images, loss, first, five = self._engine.total(sums).tolist()
+        if not math.isfinite(loss):
+            first = five = math.nan  # the largest of logits that are no numbers says nothing
         return Score(int(images), loss / images, first / images, five / images)
 
     @torch.no_grad()
@@ -101,7 +104,8 @@ class Snapshot:
             return functional_call(self.network, self.statistics | (changed or {}), (images_NCHW,)).float()
 
     def gradients(self, names: list[str]) -> dict[str, Tensor]:
-        """Gradient of the training loss on the next batch with respect to these parameters, trained or not.
+        """Gradient of the training loss on the next batch (at the end: the last one) with respect to these parameters,
+        trained or not.
 
         Training mode: batch statistics, and this worker holds the whole batch.
         """

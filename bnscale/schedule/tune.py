@@ -49,6 +49,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from bnscale.schedule.progress import Watch
+from bnscale.store import TakenOver
 from bnscale.trial import Outcome, Refusal, Trainable
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ QUICK = 0.25  # seconds; an epoch shorter than this is no reason for a report
 DEATHS = 3  # of its workers that a trial survives in one run
 PATIENCE = 10.0  # seconds until a process that hangs in a collective, because another worker is gone, is ended
 NOTICE = 3.0  # seconds in which Ray learns of a death that other workers have already felt
+OWNER = "bnscale-owner"  # the file in each of our temporary folders that names its process
 _TOKEN = secrets.token_hex(32)  # of the clusters that this process starts
 
 
@@ -121,8 +123,8 @@ class Cluster:
 
     address: str  # host:port
     ours: bool  # started by `connect`, and ended by it
-    grows: bool  # an autoscaler may add nodes that are not listed
-    nodes: list[Node]
+    most: Node | None  # all that an autoscaler may bring it to; None where there is none
+    nodes: list[Node]  # those that are there
 
     @property
     def cpus(self) -> int:
@@ -130,7 +132,8 @@ class Cluster:
 
     @property
     def gpus(self) -> int:
-        return sum(node.gpus for node in self.nodes)
+        """Those that may come count: nothing may ask for a GPU before there is one, and none comes unasked."""
+        return max(sum(node.gpus for node in self.nodes), self.most.gpus if self.most else 0)
 
     @property
     def memory(self) -> int:
@@ -139,6 +142,8 @@ class Cluster:
 
     def slots(self, threads: int, memory: int) -> int:
         """Workers at work at once, each with `threads` CPUs, `memory` bytes, and a GPU where there are any."""
+        if self.most:  # how much memory its nodes will have, no autoscaler says
+            return min([self.most.cpus // threads, *([self.most.gpus] if self.gpus else [])])
         each = [
             min([node.cpus // threads, node.memory // max(1, memory), *([node.gpus] if self.gpus else [])])
             for node in self.nodes
@@ -165,8 +170,7 @@ def connect(address: str | None) -> Iterator[Cluster]:
     else:
         home = _start()
     try:
-        grows = found is not None and _grows()
-        yield Cluster(ray.get_runtime_context().gcs_address, home is not None, grows, _nodes())
+        yield Cluster(ray.get_runtime_context().gcs_address, home is not None, _most() if found else None, _nodes())
     finally:
         ray.shutdown()
         if home:
@@ -248,7 +252,7 @@ def _start() -> Path:
     _sweep()
     # Ray keeps sockets there, and the name of a socket may have 107 letters.
     folder = tempfile.gettempdir() if len(tempfile.gettempdir()) < 25 else "/tmp"
-    home = Path(tempfile.mkdtemp(prefix=f"bnscale-{os.getpid()}-", dir=folder))
+    home = _own_folder(folder)
     # With a token at hand Ray turns authentication on by itself and writes none into ~/.ray.
     os.environ.setdefault("RAY_AUTH_TOKEN", _TOKEN)
     # Workers find the package where this process found it, installed or not.
@@ -271,20 +275,34 @@ def _start() -> Path:
     return home
 
 
+def _own_folder(parent: str) -> Path:
+    """A new folder that says whose it is."""
+    folder = Path(tempfile.mkdtemp(prefix=f"bnscale-{os.getpid()}-", dir=parent))
+    (folder / OWNER).write_text(_owner(os.getpid()))
+    return folder
+
+
+def _owner(pid: int) -> str:
+    return f"{socket.gethostname()} {pid} {psutil.Process(pid).create_time()}"
+
+
 def _sweep() -> None:
-    """Remove the folders of runs whose process was killed."""
-    for folder in {tempfile.gettempdir(), "/tmp"}:
-        for left in Path(folder).glob("bnscale-*-*"):
-            pid = left.name.split("-")[1]
-            if pid.isdigit() and not psutil.pid_exists(int(pid)):
-                shutil.rmtree(left, ignore_errors=True)
+    """Remove the folders of our own that runs of this machine left when they were killed."""
+    parents = {tempfile.gettempdir(), "/tmp"}
+    for note in [note for parent in parents for note in Path(parent).glob(f"bnscale-*/{OWNER}")]:
+        with contextlib.suppress(OSError, ValueError, psutil.Error):
+            owner = note.read_text()
+            host, pid, _ = owner.split()
+            if host == socket.gethostname() and not (psutil.pid_exists(int(pid)) and _owner(int(pid)) == owner):
+                shutil.rmtree(note.parent, ignore_errors=True)
 
 
-def _grows() -> bool:
-    """Whether an autoscaler may add nodes."""
+def _most() -> Node | None:
+    """What an autoscaler may bring the cluster to."""
     from ray._private.state import state
 
-    return state.get_max_resources_from_cluster_config() is not None
+    most = state.get_max_resources_from_cluster_config()
+    return Node(int(most.get("CPU", 0)), int(most.get("GPU", 0)), int(most.get("memory", 0))) if most else None
 
 
 def _nodes() -> list[Node]:
@@ -351,7 +369,7 @@ def run(
         for trial in order:
             if telling.deaths[trial] > DEATHS:
                 text = f"a worker died {telling.deaths[trial]} times; the last time: {telling.last_words[trial]}"
-                brief.loop.fail(by_id[trial], text)
+                _record(brief.loop, by_id[trial], text)
                 telling.outcomes[trial] = Outcome.FAILED
                 watch.ended(trial, Outcome.FAILED)
     return {trial: telling.outcomes.get(trial) for trial in by_id}
@@ -374,7 +392,7 @@ def _needs(
         memory = dict.fromkeys(memory, top)
     needs = {trial: Need(size, threads, gpus, memory[trial]) for trial, size in gang.items()}
     for trial, need in needs.items():
-        if not cluster.grows and cluster.slots(threads, need.memory) < need.workers:
+        if not cluster.most and cluster.slots(threads, need.memory) < need.workers:
             raise Refusal(_too_large(trial, need, cluster))
     return needs
 
@@ -401,13 +419,13 @@ def _round(
         need = brief.needs[config["trial"]]
         return tune.PlacementGroupFactory(need.bundles(), strategy="PACK")
 
-    folder = tempfile.mkdtemp(prefix=f"bnscale-{os.getpid()}-")
+    folder = _own_folder(tempfile.gettempdir())
     try:
         tune.run(
             tune.with_resources(tune.with_parameters(Lead, brief=brief), resources),
             config={"trial": tune.grid_search(trials)},
             name="queue",
-            storage_path=folder,
+            storage_path=str(folder),
             trial_dirname_creator=lambda trial: trial.trial_id,
             scheduler=scheduler,
             stop=_Brake(telling, interrupt),
@@ -600,6 +618,12 @@ class Brief:
     loop: Loop
 
 
+def _record(loop: Loop, job: "Job", error: str) -> None:
+    """Write the error down, if that can be: on a full disk the trial has no end, and the next run tries it again."""
+    with contextlib.suppress(Refusal, OSError):
+        loop.fail(job, error)
+
+
 class WorkerDiedError(RuntimeError):
     """Another worker of the gang is gone: nothing is wrong with the trial."""
 
@@ -722,6 +746,10 @@ class Lead(tune.Trainable):
 
     def _failed(self, error: Exception) -> dict[str, Any]:
         """Raise a worker's death, so that Tune begins again with fresh workers; record an error of the code."""
+        if isinstance(error, TakenOver):
+            self.spoilt = self.watchdog is not None  # the others of the gang are in the middle of a step
+            self.steps = iter(())
+            return self._report(not self.spoilt) | {"spoilt": self.spoilt}
         text = "".join(traceback.format_exception(error))
         if self.watchdog:
             verdict = self.watchdog.verdict(text)
@@ -731,7 +759,7 @@ class Lead(tune.Trainable):
             text = verdict
         # An error on a GPU may poison its process for good.
         self.spoilt = self.spoilt or self.gang.device.type == "cuda"
-        self.brief.loop.fail(self.job, text)
+        _record(self.brief.loop, self.job, text)
         self.steps = iter(())
         return self._report(not self.spoilt) | {"outcome": str(Outcome.FAILED), "spoilt": self.spoilt}
 
@@ -739,7 +767,7 @@ class Lead(tune.Trainable):
         """Called by the watchdog when a death has left this process hanging in a collective."""
         text = self.watchdog.found if self.watchdog else None
         if text:
-            self.brief.loop.fail(self.job, text)
+            _record(self.brief.loop, self.job, text)
         os._exit(1)
 
     def _report(self, over: bool) -> dict[str, Any]:

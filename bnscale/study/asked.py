@@ -16,7 +16,7 @@ from bnscale.store import Store
 from bnscale.study.declare import Study
 from bnscale.study.plan import Planned, plan, relate, settings
 from bnscale.train import readings
-from bnscale.trial import Data, Trial
+from bnscale.trial import Data, Refusal, Trial
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Asked:
         for axis, values in settings(sets or []).items():
             grid = grid.setting(axis, values)
         folder = (folder or data.default_folder()).expanduser().resolve()
-        planned = plan(grid, {each: data.pixels(each, folder) for each in Data})
+        planned = plan(grid, lambda each: data.pixels(each, folder))
         words = ["--preset", preset, *(word for each in sets or [] for word in ("--set", each)), "--store", str(store)]
         if any(each.trial.data is not Data.DIGITS for each in planned):
             words += ["--data", str(folder)]
@@ -93,14 +93,22 @@ class Asked:
         for each in {planned.trial.data: planned for planned in self.planned}.values():
             data.prepare(each.trial, self.data)
 
-    def left(self, store: Store) -> list[Trial]:
-        """Trials that have no result yet, or none with the readings that this study needs."""
+    def left(self, store: Store, *, asha: bool = False) -> list[Trial]:
+        """Trials that have no result yet, or none with the readings that this study needs; with `asha`, without those
+        that successive halving has given up. Raises `Refusal` where what the store knows of one is damaged.
+        """
         wanted = readings(self.study.probes)
         found = {manifest.trial: manifest for manifest in store.manifests()}
+        planned = {each.trial.id for each in self.planned}
+        for path, wrong in store.damaged:
+            if path.stem in planned:
+                raise Refusal(wrong)
 
         def done(trial: Trial) -> bool:
             manifest = found.get(trial.id)
-            return manifest is not None and manifest.covers(wanted)
+            if manifest is None:
+                return False
+            return manifest.covers(wanted) or (asha and bool(manifest.facts.get("stopped_early")))
 
         return [each.trial for each in self.planned if not done(each.trial)]
 

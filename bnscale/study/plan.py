@@ -2,13 +2,14 @@
 
 import itertools
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bnscale.study.declare import MOST, Preset, check_axis
-from bnscale.trial import Pixels, Refusal, Trial, near, parse
+from bnscale.trial import Data, Pixels, Refusal, Trainable, Trial, near, parse
 
 if TYPE_CHECKING:
     from bnscale.query import Session
@@ -23,19 +24,24 @@ class Planned:
     nuisance: str  # "lr=0.1"
 
 
-def plan(preset: Preset, pixels: dict[Any, Any]) -> list[Planned]:
+def plan(preset: Preset, pixels: Callable[[Data], Pixels]) -> list[Planned]:
     """Every trial of a preset, each once. Raises `Refusal` for the first that cannot be run.
 
-    `pixels` says, by data set, whether its images on this machine went through JPEG.
+    `pixels` says of a data set whether its images on this machine went through JPEG. A trial that trains nothing
+    has no use for a nuisance axis: it is planned once, at the first value.
     """
     count = len(preset.scientific) * len(preset.nuisance) * len(preset.seeds)
     if count > MOST:
         raise Refusal(f"grid: has {count:,} trials; {MOST:,} at most; narrow it with --set")
     axes, nuisances = preset.axes, preset.nuisances
     planned: dict[str, Planned] = {}
+    known = lru_cache(pixels)
     for cell, nuisance, seed in itertools.product(preset.scientific, preset.nuisance, preset.seeds):
         values = preset.fixed | cell | nuisance | {"seed": seed}
-        trial = Trial(**({"pixels": pixels.get(values.get("data"), Pixels.ORIGINAL)} | values))
+        if values.get("trainable") is Trainable.NONE:
+            values |= preset.nuisance[0]
+        data = values.get("data")
+        trial = Trial(**({"pixels": known(data) if isinstance(data, Data) else Pixels.ORIGINAL} | values))
         if len(preset.nuisance) > 1 and not trial.validation:
             raise Refusal(
                 f"validation 0: {', '.join(nuisances)} has {len(preset.nuisance)} values and no training images are "
@@ -60,6 +66,8 @@ def settings(texts: Iterable[str]) -> dict[str, list[Any]]:
             raise Refusal(f"--set {text}: must be field=value or field=value,value; for example --set depth=14,32")
         if name not in fields:
             raise Refusal(f"--set {name}: no such field{near(name, fields)} The fields of a trial: {', '.join(fields)}")
+        if name in found:
+            raise Refusal(f"--set {name}: given twice; give all its values at once: --set {name}=value,value")
         found[name] = [parse(Trial, name, value.strip()) for value in values.split(",") if value.strip()]
         check_axis(f"--set {name}", found[name])
     return found
@@ -91,24 +99,27 @@ final as (
     group by trial
 ),
 
--- one row per cell and value of the nuisance axes
+-- one row per cell and value of the nuisance axes that has a result
 tried as (
     select
         cell,
         nuisance,
+        count(*) filter (where outcome in ('finished', 'diverged')) as n_results,
         count(*) filter (where outcome = 'diverged') as n_diverged,
         avg(held_out) as held_out
     from plan
     left join trials using (trial)
     left join final using (trial)
     group by cell, nuisance
+    having n_results > 0
 ),
 
--- one row per cell: a value at which no seed diverged comes first, then the best on held-out training images
+-- one row per cell: a value with results for more seeds comes first, for means over different seeds do not compare;
+-- then one at which no seed diverged, then the best on held-out training images
 best as (
     select
         cell,
-        first(nuisance order by n_diverged = 0 desc, held_out desc nulls last, nuisance) as nuisance
+        first(nuisance order by n_results desc, n_diverged = 0 desc, held_out desc nulls last, nuisance) as nuisance
     from tried
     group by cell
 )

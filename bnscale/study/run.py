@@ -1,7 +1,12 @@
 """Train what a study's store lacks on a Ray cluster, and report."""
 
+import contextlib
+import os
 import shlex
+import signal
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -46,19 +51,25 @@ def run(asked: Asked, way: Way, console: Console, *, by_cluster: bool) -> None:
 
     `by_cluster`: no preset was asked for, and the paper's is meant where there are GPUs.
     """
+    with _leaving(shlex.join([*asked.words, *way.words])):
+        _run(asked, way, console, by_cluster=by_cluster)
+
+
+def _run(asked: Asked, way: Way, console: Console, *, by_cluster: bool) -> None:
     from bnscale.schedule import tune  # seconds to import, and of no use to the other commands
 
     asked.prepare(way.workers_per_trial)
     store = Store(asked.store)
     failed: list[str] = []
-    if by_cluster or asked.left(store):
+    if by_cluster or asked.left(store, asha=way.asha):
         with tune.connect(way.address) as cluster:
+            _check_size(way, cluster)
             if by_cluster and cluster.gpus:
                 asked = asked.at("paper")
                 asked.prepare(way.workers_per_trial)
-            elif by_cluster and asked.left(store):
+            elif by_cluster and asked.left(store, asha=way.asha):
                 _say_paper(asked, console, cluster.slots(way.threads, 0))
-            failed = _train(asked, asked.left(store), way, cluster, console)
+            failed = _train(asked, asked.left(store, asha=way.asha), way, cluster, console)
     else:
         _say_size(asked, [], console, "")
     make_report(asked, console)
@@ -90,11 +101,39 @@ def _train(asked: Asked, left: list[Trial], way: Way, cluster: "Cluster", consol
             cluster,
             workers=way.workers_per_trial,
             threads=way.threads,
-            rivals={each.trial.id: (each.cell, each.trial.seed) for each in asked.planned} if way.asha else None,
+            rivals={each.trial.id: each.cell for each in asked.planned} if way.asha else None,
             watch=watch,
             mend=shlex.join([*asked.words, *way.words]),
         )
+    for trial, outcome in outcomes.items():
+        if outcome is None:
+            Store(asked.store).stop_early(trial)
     return [trial for trial, outcome in outcomes.items() if outcome is Outcome.FAILED]
+
+
+def _check_size(way: Way, cluster: "Cluster") -> None:
+    """Raises `Refusal` for workers that no part of the cluster has room for, whatever they train."""
+    if cluster.slots(way.threads, 0) < way.workers_per_trial:
+        cpus = ", ".join(f"{node.cpus} CPUs and {node.gpus} GPUs" for node in cluster.nodes)
+        raise Refusal(
+            f"--workers-per-trial {way.workers_per_trial} --threads {way.threads}: there is no room for them; the "
+            f"cluster has nodes of {cpus}; ask for fewer, or for a larger cluster with --address"
+        )
+
+
+@contextlib.contextmanager
+def _leaving(again: str) -> Iterator[None]:
+    """Ctrl-C while nothing trains: the end, at once. As an exception it would be lost in one of Ray's callbacks."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        print(f"stopped; nothing is lost. To go on: {again}", flush=True)
+        os._exit(130)
+
+    before = signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # --- what is said --------------------------------------------------------------------------------

@@ -50,7 +50,8 @@ def say_plan(asked: Asked, workers: int, threads: int, console: Console) -> None
 
 
 def say_status(asked: Asked, console: Console) -> None:
-    manifests = {m.trial: m for m in Store.existing(asked.store).manifests()} if _is_store(asked.store) else {}
+    store = Store.existing(asked.store) if _is_store(asked.store) else None
+    manifests = {manifest.trial: manifest for manifest in store.manifests()} if store else {}
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in asked.axes:
         table.add_column(name)
@@ -70,6 +71,8 @@ def say_status(asked: Asked, console: Console) -> None:
     console.print(
         f"\n{len(asked.planned)} trials: " + ", ".join(f"{every[name]} {name}" for name in states if every[name])
     )
+    for _, wrong in store.damaged if store else []:
+        console.print(f"damaged: {wrong}", soft_wrap=True, markup=False)
 
 
 def _state(manifest: Manifest | None, store: Path) -> str:
