@@ -38,7 +38,7 @@ def say_plan(asked: Asked, workers: int, threads: int, console: Console) -> None
         table.add_row(*values, str(len(members)), hours, _bytes(max(cost.memory, cost.on_gpu)), _bytes(cost.disk))
     console.print(table)
     cost = budget.total(forecasts.values())
-    merged = f" ({asked.merged} more were the same trial twice)" if asked.merged else ""
+    merged = f" ({asked.merged} more would be the same training again)" if asked.merged else ""
     console.print(
         f"\n{asked.study.name}, preset {asked.preset}: {len(asked.planned):,} trials{merged}, {done:,} done. "
         f"{cost.seconds * workers / 3600:,.1f} hours of one worker on {_device(gpu)}, timed just now with {threads} "
