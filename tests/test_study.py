@@ -13,7 +13,7 @@ from bnscale.probes import TABLES, Curve
 from bnscale.store import Store
 from bnscale.study import Preset, grid
 from bnscale.study.plan import commit, plan, relate, settings
-from bnscale.trial import Data, Outcome, Pixels, Refusal, Trainable
+from bnscale.trial import Data, Outcome, Pixels, Refusal, Trainable, Trial
 
 
 def original(data):
@@ -276,6 +276,16 @@ def test_the_commit_is_named_and_marked_where_files_were_changed(tmp_path):
     assert len(clean) == 40
     (tmp_path / "a").write_text("2")
     assert commit(tmp_path) == clean + "+"
+
+
+def test_the_imagenet_protocol_is_declared_in_fields_that_trials_have():
+    sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
+    from recipes import FRANKLE_CIFAR, FRANKLE_IMAGENET
+
+    trial = Trial(**(FIELDS | FRANKLE_CIFAR | FRANKLE_IMAGENET | {"validation": 0, "pixels": Pixels.ORIGINAL}))
+    by_epoch = {epoch: trial.rate(epoch * trial.steps_per_epoch) for epoch in (0, 5, 29, 31, 61, 81)}
+    assert by_epoch[0] < by_epoch[5] / 5  # warm-up
+    assert [by_epoch[epoch] for epoch in (5, 29, 31, 61, 81)] == pytest.approx([0.4, 0.4, 0.04, 0.004, 0.0004])
 
 
 def test_the_papers_study_is_declared_at_the_papers_size():

@@ -44,7 +44,7 @@ def say_plan(asked: Asked, workers: int, threads: int, console: Console) -> None
         f"{cost.seconds * workers / 3600:,.1f} hours of one worker on {_device(gpu)}, timed just now with {threads} "
         f"thread{'s' if threads > 1 else ''}; at most {_bytes(cost.memory)} of memory a worker"
         + (f" and {_bytes(cost.on_gpu)} on its GPU" if gpu else "")
-        + f"; at most {_bytes(cost.disk)} of disk. Data: {_data(asked)}.",
+        + f"; at most {_bytes(cost.disk)} of disk when all have finished. Data: {_data(asked)}.",
         soft_wrap=True,
     )
 
