@@ -105,9 +105,8 @@ def _train(asked: Asked, left: list[Trial], way: Way, cluster: "Cluster", consol
             watch=watch,
             mend=shlex.join([*asked.words, *way.words]),
         )
-    for trial, outcome in outcomes.items():
-        if outcome is None:
-            Store(asked.store).stop_early(trial)
+    for trial in [trial for trial, outcome in outcomes.items() if way.asha and outcome is None]:
+        Store(asked.store).stop_early(trial)
     return [trial for trial, outcome in outcomes.items() if outcome is Outcome.FAILED]
 
 
