@@ -101,7 +101,7 @@ def _train(asked: Asked, left: list[Trial], way: Way, cluster: "Cluster", consol
             cluster,
             workers=way.workers_per_trial,
             threads=way.threads,
-            rivals={each.trial.id: each.cell for each in asked.planned} if way.asha else None,
+            rivals={each.trial.id: (each.cell, each.trial.seed) for each in asked.planned} if way.asha else None,
             watch=watch,
             mend=shlex.join([*asked.words, *way.words]),
         )

@@ -81,6 +81,8 @@ def _state(manifest: Manifest | None, store: Path) -> str:
         return "missing"
     if manifest.outcome is not None:
         return {Outcome.FINISHED: "done", Outcome.DIVERGED: "diverged", Outcome.FAILED: "failed"}[manifest.outcome]
+    if manifest.facts.get("stopped_early"):
+        return "stopped"
     age = time.time() - (store / "manifests" / f"{manifest.trial}.json").stat().st_mtime
     return "running" if age < QUIET else "stopped"
 
