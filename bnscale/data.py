@@ -7,7 +7,7 @@ Where the files are looked for, in this order, under the data folder:
     <name>/train-*.parquet, <name>/test-*.parquet   images as the Hugging Face Hub serves them
     what torchvision downloads                      cifar-10-batches-py, cifar-100-python, MNIST, FashionMNIST
 
-`digits` comes inside scikit-learn and needs no file.
+`digits` comes inside scikit-learn and needs no file; the linear teacher is drawn.
 """
 
 import io
@@ -51,8 +51,8 @@ class Pictures(NamedTuple):
 class Split(NamedTuple):
     """One part of a data set on the device."""
 
-    images_NCHW: Tensor  # uint8
-    labels_N: Tensor  # int64
+    images_NCHW: Tensor  # uint8; of a regression float32, (N, K, 1, 1)
+    labels_N: Tensor  # int64; of a regression its targets, float32, (N, K)
 
 
 class Loaded(NamedTuple):
@@ -82,7 +82,7 @@ def pixels(data: Data, folder: Path) -> Pixels:
 
 def prepare(trial: Trial, folder: Path) -> None:
     """Make sure that a trial's data can be read here, downloading it if need be. Raises `Refusal`."""
-    _load(trial.data, folder, torch.device("cpu"))
+    _load(trial.data, folder, torch.device("cpu"), _dimensions(trial))
     _same_pixels(trial, folder)
 
 
@@ -106,7 +106,7 @@ class Resident:
         _same_pixels(trial, folder)
         self.trial = trial
         self.device = device
-        self._loaded = _load(trial.data, folder, device)
+        self._loaded = _load(trial.data, folder, device, _dimensions(trial))
         train, test = self._loaded.train, self._loaded.test
         order = torch.randperm(len(train.labels_N), generator=_draws(0, f"validation/{trial.data}")).to(device)
         held, kept = order[: trial.validation], order[trial.validation :]
@@ -124,7 +124,7 @@ class Resident:
         return list(self._parts)
 
     def batch(self, step: int, share: slice = slice(None)) -> tuple[Tensor, Tensor]:
-        """Float images and labels of the update from `step` to `step + 1`; `share` is a worker's part."""
+        """Float images and labels (or targets) of the update from `step` to `step + 1`; `share` is a worker's part."""
         epoch, place = divmod(step, self.trial.steps_per_epoch)
         order_N, flip_N, shift_N2 = self._plan(epoch)
         taken = slice(place * self.trial.batch, (place + 1) * self.trial.batch)
@@ -146,13 +146,15 @@ class Resident:
     def _normalised(self, images_NCHW: Tensor) -> Tensor:
         """uint8 to float32 with the data set's mean 0 and standard deviation 1, channels last in memory."""
         images_NCHW = images_NCHW.to(torch.float32, memory_format=torch.channels_last)
+        if self.trial.facts.regression:
+            return images_NCHW
         return images_NCHW.div_(255).sub_(self._loaded.mean_C).div_(self._loaded.sd_C)
 
     def _plan(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
         """Order, flips and shifts of one epoch, drawn at once on the CPU so that every device sees the same."""
         if self._epoch is None or self._epoch[0] != epoch:
             seed, n = self.trial.seed, len(self._kept)
-            reach = self.trial.data.facts.side // 8
+            reach = self.trial.facts.side // 8
             order = torch.randperm(n, generator=_draws(seed, f"order/{epoch}"))
             flips = torch.randint(2, (n,), generator=_draws(seed, f"flip/{epoch}")).bool()
             shifts = torch.randint(2 * reach + 1, (n, 2), generator=_draws(seed, f"shift/{epoch}"))
@@ -180,8 +182,15 @@ def _draws(seed: int, purpose: str) -> torch.Generator:
 # --- reading, once a process --------------------------------------------------------------------
 
 
+def _dimensions(trial: Trial) -> int:
+    """Of the linear teacher, which is as wide as the network; 0 for images, which are what they are."""
+    return trial.facts.classes if trial.facts.regression else 0
+
+
 @lru_cache(maxsize=2)
-def _load(data: Data, folder: Path, device: torch.device) -> Loaded:
+def _load(data: Data, folder: Path, device: torch.device, dimensions: int) -> Loaded:
+    if data is Data.LINEAR_TEACHER:
+        return _teacher(dimensions, device)
     parts = _read(data, folder)
     if data in (Data.CIFAR10, Data.CIFAR100):
         mean, sd = IMAGENET_MEAN, IMAGENET_SD
@@ -215,6 +224,17 @@ def _read(data: Data, folder: Path) -> tuple[Pictures, Pictures]:
                 f"to {part.labels_N.max()}; {facts.title} has {shape} and {facts.classes} classes; fetch it again"
             )
     return parts
+
+
+def _teacher(dimensions: int, device: torch.device) -> Loaded:
+    """x standard normal and targets A x, A of standard normal entries, the same for all seeds (Santurkar et al. 3.1)."""
+    teacher_KK = torch.randn(dimensions, dimensions, generator=_draws(0, f"teacher/{dimensions}"))
+    splits = []
+    for part, count in (("train", Data.LINEAR_TEACHER.facts.train), ("test", Data.LINEAR_TEACHER.facts.test)):
+        x_NK = torch.randn(count, dimensions, generator=_draws(0, f"teacher/{dimensions}/{part}"))
+        splits.append(Split(x_NK[..., None, None].to(device), (x_NK @ teacher_KK.T).to(device)))
+    nothing = torch.zeros(0, device=device)
+    return Loaded(splits[0], splits[1], nothing, nothing)
 
 
 def _digits() -> tuple[Pictures, Pictures]:

@@ -20,10 +20,11 @@ from bnscale.data import Resident
 from bnscale.engine import Engine, Gang
 from bnscale.engine.local import LocalEngine
 from bnscale.engine.machine import facts_of, forget_peak, keep_freed_memory, peak_memory, release_memory
-from bnscale.networks import build, trained
+from bnscale.networks import build, even_output, trained
+from bnscale.plateau import Plateau
 from bnscale.probes import Cadence, Curve, Probe, Snapshot
 from bnscale.store import Store
-from bnscale.trial import Outcome, Trial
+from bnscale.trial import Outcome, OutputBias, Trial
 
 LOOK_EVERY = {"cpu": 1, "cuda": 10}  # steps between looks at the loss; on a GPU each look waits for it
 
@@ -78,13 +79,14 @@ def train(
     share = _share(trial, engine.gang)
     every = LOOK_EVERY[engine.gang.device.type]
     progress = Progress(step, trial.total_steps, 0, 0, saved.get("loss"), saved.get("accuracy"), None)
+    plateau = Plateau.of(trial, saved.get("plateau"))
     losses: list[Tensor] = []  # of the steps since the last look
     clock = time.monotonic()
     while True:
         due = [probe for probe, cadence in probes.items() if cadence.due(step, trial)]
         last = step == trial.total_steps
-        if due or last or step % every == 0:
-            progress, diverged = _look(trial, engine, step, losses, progress)
+        if due or last or step % every == 0 or plateau.due(step):
+            progress, diverged = _look(trial, engine, step, losses, progress, plateau)
             if diverged is not None:
                 notebook.finish(Outcome.DIVERGED, step, _ending(engine, progress) | {"diverged_step": diverged})
                 yield replace(progress, outcome=Outcome.DIVERGED)
@@ -92,7 +94,7 @@ def train(
             stopping = engine.agree(stop())
             if stopping or last or engine.agree(time.monotonic() - clock >= save_every):
                 notebook.flush(step)  # rows of earlier steps, then the checkpoint from which later ones follow
-                engine.save(step, {"loss": progress.loss, "accuracy": progress.accuracy})
+                engine.save(step, {"loss": progress.loss, "accuracy": progress.accuracy, "plateau": plateau.facts()})
                 clock = time.monotonic()
             if stopping:
                 return
@@ -108,17 +110,18 @@ def train(
         images_NCHW, labels_N = data.batch(step, share)
         loss = engine(images_NCHW, labels_N)
         engine.backward(loss)
-        engine.step(trial.rate(step))
+        engine.step(trial.rate(step, plateau.drops))
         losses.append(loss.detach())
         step += 1
 
 
 def _look(
-    trial: Trial, engine: Engine, step: int, losses: list[Tensor], before: Progress
+    trial: Trial, engine: Engine, step: int, losses: list[Tensor], before: Progress, plateau: Plateau
 ) -> tuple[Progress, int | None]:
     """Wait for the device and read the losses since the last look: where training stands, and where it diverged."""
     values = (engine.total(torch.stack(losses)) / engine.gang.workers).tolist() if losses else []
     losses.clear()
+    plateau.hear(step, values)
     finite = [math.isfinite(value) for value in values]
     good = values[: finite.index(False)] if False in finite else values
     diverged = None if all(finite) else step - len(values) + len(good)
@@ -178,6 +181,8 @@ def run(job: Job, gang: Gang, threads: int, stop: Callable[[], bool]) -> Iterato
     forget_peak(gang.device)
     data = Resident(trial, Path(job.data), gang.device)
     network = build(trial)
+    if trial.output_bias is OutputBias.EVEN:
+        even_output(network, data.batch(0)[0])
     store = Store(job.store)
     checkpoints = store.checkpoints(trial.id)
     engine: Engine

@@ -8,92 +8,60 @@ a probe looks) it is not. A trial has no defaults: a study spreads a recipe and 
 import hashlib
 import json
 import math
+from collections.abc import Iterable
 from difflib import get_close_matches
 from enum import StrEnum
+from functools import cached_property
 from typing import Annotated, Any, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from bnscale.anatomy import FAMILIES, Site, placed
+from bnscale.choices import (
+    Affine,
+    Augmentation,
+    Data,
+    DataFacts,
+    DecayOn,
+    Network,
+    Norm,
+    NormInit,
+    Outcome,
+    OutputBias,
+    Pixels,
+    Placement,
+    Precision,
+    Trainable,
+    WeightInit,
+)
+
+__all__ = [
+    "Affine",
+    "Augmentation",
+    "Before",
+    "Data",
+    "DataFacts",
+    "DecayOn",
+    "Network",
+    "Norm",
+    "NormInit",
+    "Outcome",
+    "OutputBias",
+    "Pixels",
+    "Placement",
+    "Precision",
+    "Refusal",
+    "Trainable",
+    "Trial",
+    "WeightInit",
+    "near",
+    "parse",
+    "seed_for",
+]
+
 
 class Refusal(ValueError):
     """A user's mistake, in one sentence that names the field, the value, the rule and a way out."""
-
-
-class DataFacts(NamedTuple):
-    """What a data set is, whatever its files look like."""
-
-    title: str
-    train: int  # images
-    test: int  # images
-    classes: int
-    channels: int
-    side: int  # pixels
-
-
-class Data(StrEnum):
-    DIGITS = "digits"
-    MNIST = "mnist"
-    FASHION_MNIST = "fashion_mnist"
-    CIFAR10 = "cifar10"
-    CIFAR100 = "cifar100"
-
-    @property
-    def facts(self) -> DataFacts:
-        return _FACTS[self]
-
-
-_FACTS = {
-    # scikit-learn's digits come without a split; data.py draws this one, the same for everybody.
-    Data.DIGITS: DataFacts("digits", 1437, 360, 10, 1, 8),
-    Data.MNIST: DataFacts("MNIST", 60_000, 10_000, 10, 1, 28),
-    Data.FASHION_MNIST: DataFacts("Fashion-MNIST", 60_000, 10_000, 10, 1, 28),
-    Data.CIFAR10: DataFacts("CIFAR-10", 50_000, 10_000, 10, 3, 32),
-    Data.CIFAR100: DataFacts("CIFAR-100", 50_000, 10_000, 100, 3, 32),
-}
-
-
-class Pixels(StrEnum):
-    """What happened to the images before we got them. A lossy copy gives other numbers."""
-
-    ORIGINAL = "original"
-    JPEG = "jpeg"
-
-
-class Augmentation(StrEnum):
-    NONE = "none"
-    SHIFT = "shift"  # up to 1/8 of the side in each direction, black outside: 4 pixels at 32
-    FLIP_SHIFT = "flip_shift"  # the same, and a horizontal flip with probability 1/2
-
-
-class Network(StrEnum):
-    RESNET = "resnet"  # the CIFAR ResNet of He et al. 2016, as in Frankle's code
-
-
-class Trainable(StrEnum):
-    """Which tensors training may change. Every other one stays at its initialisation."""
-
-    ALL = "all"
-    BN = "bn"  # gamma and beta, of shortcuts too
-    BN_OUTPUT = "bn_output"
-    BN_SHORTCUT_OUTPUT = "bn_shortcut_output"
-    SHORTCUT_OUTPUT = "shortcut_output"
-    OUTPUT = "output"
-    TWO_PER_CHANNEL = "two_per_channel"  # two random weights of each channel: as many as gamma and beta
-    NONE = "none"
-
-
-class NormInit(StrEnum):
-    """Initial gamma and beta (Frankle's code, bn_initializers)."""
-
-    UNIFORM = "uniform"  # gamma uniform on [0, 1], beta 0: the paper's
-    ONES = "ones"  # gamma 1, beta 0: torch's
-    ONES_ONES = "ones_ones"  # gamma 1, beta 1
-    SYMMETRIC = "symmetric"  # gamma uniform on [-1, 1], beta 0
-
-
-class Precision(StrEnum):
-    FP32 = "fp32"
-    BF16 = "bf16"  # autocast: convolutions in bfloat16; gamma, beta and all statistics stay float32
 
 
 class Before(NamedTuple):
@@ -103,12 +71,6 @@ class Before(NamedTuple):
     """
 
     value: Any
-
-
-class Outcome(StrEnum):
-    FINISHED = "finished"
-    DIVERGED = "diverged"  # a result: the loss left the real numbers
-    FAILED = "failed"  # an error: it says nothing about the science
 
 
 class Trial(BaseModel):
@@ -123,67 +85,56 @@ class Trial(BaseModel):
 
     network: Network
     depth: int  # layers with weights on the longest path, shortcuts not counted
-    width: int = Field(ge=1)  # multiple of 16 channels in the first stage
+    width: int = Field(ge=1)  # multiple of 16 channels in the first stage; of a linear network, its dimension
+    weight_init: Annotated[WeightInit, Before(WeightInit.HE_NORMAL)]
+    output_bias: Annotated[OutputBias, Before(OutputBias.RANDOM)]
+
+    norm: Annotated[Norm, Before(Norm.BATCH)]
+    placement: Annotated[Placement, Before(Placement.EVERY)]
+    affine: Annotated[Affine, Before(Affine.BOTH)]
+    affine_at: Annotated[Placement, Before(Placement.EVERY)]  # of the norms placed, those with gamma and beta
     norm_init: NormInit
+    norm_batch: int = Field(ge=1)  # images behind one batch statistic
+    groups: Annotated[Annotated[int, Field(ge=1)] | None, Before(None)]  # of channels; group norm only
+    renorm_r: Annotated[Annotated[float, Field(ge=1)] | None, Before(None)]  # largest r, renorm only
+    renorm_d: Annotated[Annotated[float, Field(ge=0)] | None, Before(None)]  # largest |d|, renorm only
+    # Shares of training between which they rise, in a line, from r 1 and d 0, which is batch normalization.
+    renorm_start: Annotated[Annotated[float, Field(ge=0, le=1)] | None, Before(None)]
+    renorm_end: Annotated[Annotated[float, Field(ge=0, le=1)] | None, Before(None)]
+
     trainable: Trainable
 
-    batch: int = Field(ge=1)  # images per update, over all workers
-    norm_batch: int = Field(ge=1)  # images behind one batch statistic
+    batch: int = Field(ge=1)  # images per update, over all workers; all training images: gradient descent
     epochs: Annotated[int, Field(ge=1)] | None  # exactly one of epochs and steps is given
     steps: Annotated[int, Field(ge=1)] | None
     lr: float = Field(gt=0)
     milestones: tuple[float, ...]  # shares of training, in (0, 1), at which the rate drops
-    lr_drop: float = Field(gt=0, le=1)  # factor at each milestone
+    plateau: Annotated[Annotated[int, Field(ge=1)] | None, Before(None)]  # epochs without progress before it drops
+    lr_drop: float = Field(gt=0, le=1)  # factor at each milestone or plateau
     warmup: float = Field(ge=0, lt=1)  # share of training over which the rate climbs linearly from 0
     momentum: float = Field(ge=0, lt=1)
-    weight_decay: float = Field(ge=0)  # on everything that trains, gamma and beta too
+    weight_decay: float = Field(ge=0)  # times each parameter that decays, added to its gradient
+    decay_on: Annotated[DecayOn, Before(DecayOn.ALL)]
+    norm_decay: Annotated[Annotated[float, Field(ge=0)] | None, Before(None)]  # of gamma and beta, if not the same
+    # Penalties in the objective: l1 times the sum of |gamma|, l2 times the sum of gamma^2, over all norm layers.
+    gamma_l1: Annotated[float, Field(ge=0), Before(0.0)]
+    gamma_l2: Annotated[float, Field(ge=0), Before(0.0)]
+    beta_l1: Annotated[float, Field(ge=0), Before(0.0)]
+    beta_l2: Annotated[float, Field(ge=0), Before(0.0)]
     precision: Precision
     seed: int = Field(ge=0)
 
     def __init__(self, **fields: Any) -> None:
         try:
-            super().__init__(**fields)
+            super().__init__(**_resolved(fields))
         except ValidationError as error:
             raise Refusal("\n".join(_refusal(type(self), each) for each in error.errors())) from None
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
-        if self.network is Network.RESNET and (self.depth < 8 or (self.depth - 2) % 6):
-            below = max(8, self.depth - (self.depth - 2) % 6)
-            legal = [below] if below >= self.depth else [below, below + 6]
-            raise ValueError(f"depth {self.depth}: a CIFAR ResNet has 6n+2 layers; try {' or '.join(map(str, legal))}")
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError(
-                f"epochs {self.epochs}, steps {self.steps}: training ends after one or the other; "
-                "give one and set the other to none"
-            )
-        left = self.data.facts.train - self.validation
-        if left < 1:
-            raise ValueError(
-                f"validation {self.validation}: {self.data.facts.title} has {self.data.facts.train} training images, "
-                f"and some must be left to train on; hold out fewer, such as {self.data.facts.train // 10}"
-            )
-        if self.batch > left:
-            raise ValueError(
-                f"batch {self.batch}: {self.data.facts.title} has {left} training images after "
-                f"{self.validation} are held out; try {left} or fewer"
-            )
-        if self.batch % self.norm_batch:
-            best = min(
-                (d for d in range(1, self.batch + 1) if self.batch % d == 0), key=lambda d: abs(d - self.norm_batch)
-            )
-            raise ValueError(f"norm_batch {self.norm_batch}: must divide batch {self.batch}; try {best}")
-        if self.norm_batch == 1 and self.last_side == 1:
-            raise ValueError(
-                f"norm_batch 1: the last stage of {self.data.facts.title} has maps of 1x1, and one value "
-                "has no variance; try 2 or more"
-            )
-        outside = [m for m in self.milestones if not 0 < m < 1]
-        if outside or list(self.milestones) != sorted(set(self.milestones)):
-            raise ValueError(
-                f"milestones {self.milestones}: must be increasing shares of training between 0 and 1; "
-                "epoch 80 of 160 is 80/160"
-            )
+        """The first rule that the fields together break."""
+        for broken in (*_network_rules(self), *_norm_rules(self), *_training_rules(self)):
+            raise ValueError(broken)
         return self
 
     # --- time: everything is a function of the step ---------------------------------------------
@@ -197,21 +148,47 @@ class Trial(BaseModel):
     def total_steps(self) -> int:
         return self.steps if self.epochs is None else self.epochs * self.steps_per_epoch  # type: ignore[return-value]
 
-    def rate(self, step: int) -> float:
-        """Learning rate of the update that takes the network from `step` to `step + 1` updates."""
+    def rate(self, step: int, plateaus: int = 0) -> float:
+        """Learning rate of the update from `step` to `step + 1`, after so many plateaus."""
         total = self.total_steps
         climb = round(self.warmup * total)
         if step < climb:
             return self.lr * (step + 1) / climb
-        drops = sum(step >= round(m * total) for m in self.milestones)
+        drops = plateaus + sum(step >= round(m * total) for m in self.milestones)
         return self.lr * self.lr_drop**drops
 
     # --- what the fields imply ------------------------------------------------------------------
 
+    @cached_property
+    def facts(self) -> DataFacts:
+        """What the data is, for this trial: the linear teacher has as many dimensions as the network is wide."""
+        facts = self.data.facts
+        return facts._replace(channels=self.width, classes=self.width) if self.data is Data.LINEAR_TEACHER else facts
+
+    @cached_property
+    def norms(self) -> list[Site]:
+        """Where norms stand, in the order of the forward pass."""
+        return self._placed(self.placement)
+
+    @cached_property
+    def affine_norms(self) -> list[Site]:
+        """Of these, the ones with gamma or beta."""
+        if self.norm.parameterless:
+            return []
+        if self.affine_at is Placement.EVERY:
+            return self.norms
+        chosen = {site.name for site in self._placed(self.affine_at)}
+        return [site for site in self.norms if site.name in chosen]
+
     @property
-    def last_side(self) -> int:
-        """Height and width of the last stage's maps, in pixels: two of three stages halve them."""
-        return math.ceil(math.ceil(self.data.facts.side / 2) / 2)
+    def renorm(self) -> tuple[float, float, float, float]:
+        """Largest r and |d|, and the shares of training between which they rise to these, of batch renormalization."""
+        values = (self.renorm_r, self.renorm_d, self.renorm_start, self.renorm_end)
+        assert None not in values, "a trial with batch renormalization has them all"
+        return values  # type: ignore[return-value]
+
+    def _placed(self, placement: Placement) -> list[Site]:
+        return placed(self.network, self.depth, self.width, self.facts.side, placement)
 
     @property
     def data_title(self) -> str:
@@ -251,7 +228,10 @@ class Trial(BaseModel):
     def id(self) -> str:
         """`resnet866-bn-lr0.1-s2-1f3a9c20`: readable, and safe as a file name."""
         width = f"x{self.width}" if self.width > 1 else ""
-        return f"{self.network}{self.depth}{width}-{self.trainable}-lr{self.lr:g}-s{self.seed}-{self.fingerprint[:8]}"
+        norm = f"-{self.norm}" if self.norm is not Norm.BATCH else ""
+        place = f"-{self.placement}" if self.placement not in (Placement.EVERY, Placement.NONE) else ""
+        what = f"{self.network}{self.depth}{width}{norm}{place}-{self.trainable}"
+        return f"{what}-lr{self.lr:g}-s{self.seed}-{self.fingerprint[:8]}"
 
     @classmethod
     def recall(cls, fields: dict[str, Any]) -> Self:
@@ -340,3 +320,162 @@ def _refusal(trial: type[Trial], error: Any) -> str:
             )
         case _:
             return f"{said}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+# --- rules ------------------------------------------------------------------------------------------
+
+
+def _resolved(fields: dict[str, Any]) -> dict[str, Any]:
+    """What makes no difference gets one value, so that the same training is the same trial."""
+    values = dict(fields)
+    norm = values.get("norm")
+    if Norm.NONE in (norm, values.get("placement")):
+        norm = Norm.NONE
+        values |= {"norm": Norm.NONE, "placement": Placement.NONE}
+    if isinstance(norm, Norm):
+        if not norm.over_images and "batch" in values and "norm_batch" in values:
+            values["norm_batch"] = values["batch"]
+        if norm is not Norm.GROUP and "groups" in values:
+            values["groups"] = None
+        if norm is not Norm.RENORM:
+            values |= {name: None for name in values if name.startswith("renorm_")}
+        if norm.parameterless:
+            values["affine_at"] = Placement.NONE
+    if values.get("affine_at") is Placement.NONE:
+        values |= {name: same for name, same in _NO_AFFINE.items() if name in values}
+    return values
+
+
+_NO_AFFINE = {"affine": Affine.BOTH, "norm_init": NormInit.ONES, "norm_decay": None}
+
+
+def _network_rules(trial: Trial) -> Iterable[str]:
+    family = FAMILIES[trial.network]
+    if not family.legal(trial.depth):
+        yield f"depth {trial.depth}: {family.rule}; try {_either(family.near(trial.depth))}"
+        return
+    if family.widths and trial.width not in family.widths:
+        yield (
+            f"width {trial.width}: an {family.title} has {16 * family.widths[0]} channels in its first stage; "
+            f"try {_either(family.widths)}"
+        )
+    if trial.data.facts.regression:
+        if trial.network is not Network.LINEAR:
+            yield f"network {trial.network}: {trial.data} has vectors and no images; try {Network.LINEAR}"
+        if trial.augmentation is not Augmentation.NONE:
+            yield f"augmentation {trial.augmentation}: {trial.data} has no images; try {Augmentation.NONE}"
+        if trial.pixels is not Pixels.ORIGINAL:
+            yield f"pixels {trial.pixels}: {trial.data} has no images; try {Pixels.ORIGINAL}"
+    if trial.network is Network.LINEAR and trial.output_bias is not OutputBias.RANDOM:
+        yield f"output_bias {trial.output_bias}: a {family.title} has no biases; try {OutputBias.RANDOM}"
+    lacks = {
+        "gamma or beta": not trial.affine_norms
+        and trial.trainable in (Trainable.BN, Trainable.BN_OUTPUT, Trainable.BN_SHORTCUT_OUTPUT),
+        "gamma": trial.trainable is Trainable.GAMMA and (not trial.affine_norms or trial.affine is Affine.BETA),
+        "beta": trial.trainable is Trainable.BETA and (not trial.affine_norms or trial.affine is Affine.GAMMA),
+        "convolution on a shortcut": not family.shortcuts
+        and trial.trainable in (Trainable.BN_SHORTCUT_OUTPUT, Trainable.SHORTCUT_OUTPUT),
+        "convolution": trial.network is Network.LINEAR and trial.trainable is Trainable.TWO_PER_CHANNEL,
+    }
+    for part, lacking in lacks.items():
+        if lacking:
+            norms = f" with norm {trial.norm} at {trial.placement}, affine at {trial.affine_at},"
+            yield (
+                f"trainable {trial.trainable}: a {family.title}{norms if 'a ' in part else ''} has no {part} to train; "
+                f"try {Trainable.ALL} or {Trainable.OUTPUT}"
+            )
+
+
+def _norm_rules(trial: Trial) -> Iterable[str]:
+    title = FAMILIES[trial.network].title
+    if trial.norm is not Norm.NONE and not trial.norms:
+        yield f"placement {trial.placement}: a {title} of depth {trial.depth} has no such place; try {Placement.EVERY}"
+    if trial.affine_at is not Placement.NONE and not trial.affine_norms:
+        yield (
+            f"affine_at {trial.affine_at}: no norm stands there with placement {trial.placement}; "
+            f"try {Placement.EVERY}, for all norms, or {Placement.NONE}"
+        )
+    penalties = {name: getattr(trial, name) for name in ("gamma_l1", "gamma_l2", "beta_l1", "beta_l2")}
+    for name, value in penalties.items():
+        other = Affine.BETA if name.startswith("gamma") else Affine.GAMMA
+        if value and (not trial.affine_norms or trial.affine is other):
+            yield f"{name} {value}: the network has no {name.partition('_')[0]} to penalise; try 0"
+    if trial.norm is Norm.GROUP:
+        channels = math.gcd(*(site.channels for site in trial.norms))
+        if trial.groups is None:
+            yield f"groups None: group norm needs a number of groups; try {math.gcd(channels, 8)}"
+        elif channels % trial.groups:
+            wrong = next(site for site in trial.norms if site.channels % trial.groups)
+            legal = [g for g in range(1, channels + 1) if channels % g == 0]
+            near = [*(g for g in legal if g < trial.groups)][-1:] + [*(g for g in legal if g > trial.groups)][:1]
+            yield (
+                f"groups {trial.groups}: does not divide the {wrong.channels} channels of {wrong.name}; "
+                f"try {_either(near)}"
+            )
+    if trial.norm is Norm.RENORM:
+        for name in ("renorm_r", "renorm_d", "renorm_start", "renorm_end"):
+            if getattr(trial, name) is None:
+                yield f"{name} None: batch renormalization needs it; try {_IOFFE[name]}"
+                return
+        if trial.renorm_start > trial.renorm_end:  # type: ignore[operator]  # neither is None
+            yield f"renorm_start {trial.renorm_start}: must not be after renorm_end {trial.renorm_end}"
+
+
+# Ioffe 2017, section 3, but for the shares: there steps of one ImageNet run, from 5,000 to 25,000 (d) and 40,000 (r).
+_IOFFE = {"renorm_r": 3.0, "renorm_d": 5.0, "renorm_start": 0.05, "renorm_end": 0.25}
+
+
+def _training_rules(trial: Trial) -> Iterable[str]:
+    facts = trial.data.facts
+    if (trial.epochs is None) == (trial.steps is None):
+        yield (
+            f"epochs {trial.epochs}, steps {trial.steps}: training ends after one or the other; "
+            "give one and set the other to none"
+        )
+    left = facts.train - trial.validation
+    if left < 1:
+        yield (
+            f"validation {trial.validation}: {facts.title} has {facts.train} training images, "
+            f"and some must be left to train on; hold out fewer, such as {facts.train // 10}"
+        )
+    elif trial.batch > left:
+        yield (
+            f"batch {trial.batch}: {facts.title} has {left} training images after "
+            f"{trial.validation} are held out; try {left} or fewer"
+        )
+    if trial.batch % trial.norm_batch:
+        divisors = (d for d in range(1, trial.batch + 1) if trial.batch % d == 0)
+        best = min(divisors, key=lambda d: abs(d - trial.norm_batch))
+        yield f"norm_batch {trial.norm_batch}: must divide batch {trial.batch}; try {best}"
+    for site in trial.norms:
+        if trial.norm is not Norm.NOISE and _values(trial, site) == 1:
+            field, way = {
+                Norm.INSTANCE: (f"norm {trial.norm}", f"try {Norm.LAYER}, or another placement"),
+                Norm.GROUP: (f"groups {trial.groups}", f"try {trial.groups // 2 if trial.groups else 1}"),
+            }.get(trial.norm, (f"norm_batch {trial.norm_batch}", "try 2 or more"))
+            yield (f"{field}: the maps of {site.name} on {facts.title} are 1x1, and one value has no variance; {way}")
+            break
+    outside = [m for m in trial.milestones if not 0 < m < 1]
+    if outside or list(trial.milestones) != sorted(set(trial.milestones)):
+        yield (
+            f"milestones {trial.milestones}: must be increasing shares of training between 0 and 1; "
+            "epoch 80 of 160 is 80/160"
+        )
+
+
+def _values(trial: Trial, site: Site) -> int:
+    """Values that one statistic of this site is taken over."""
+    pixels = site.side**2
+    match trial.norm:
+        case Norm.INSTANCE:
+            return pixels
+        case Norm.LAYER:
+            return pixels * site.channels
+        case Norm.GROUP:
+            return pixels * site.channels // (trial.groups or 1)
+        case _:
+            return pixels * trial.norm_batch
+
+
+def _either(values: Iterable[int]) -> str:
+    return " or ".join(map(str, values))

@@ -29,7 +29,16 @@ from bnscale.trial import Trainable
 
 DEPTHS = [14, 32, 56, 110, 218, 434, 866]
 WIDTHS = [1, 2, 4, 8, 16, 32]
-SETS = list(Trainable)
+SETS = [
+    Trainable.ALL,
+    Trainable.BN,
+    Trainable.BN_OUTPUT,
+    Trainable.BN_SHORTCUT_OUTPUT,
+    Trainable.SHORTCUT_OUTPUT,
+    Trainable.OUTPUT,
+    Trainable.TWO_PER_CHANNEL,
+    Trainable.NONE,
+]
 
 STYLES = [
     Series(Trainable.ALL, "all parameters", "#3b3f46"),

@@ -2,7 +2,22 @@
 
 from typing import Any
 
-from bnscale.trial import Augmentation, Data, Network, NormInit, Pixels, Precision, Trainable, Trial
+from bnscale.trial import (
+    Affine,
+    Augmentation,
+    Data,
+    DecayOn,
+    Network,
+    Norm,
+    NormInit,
+    OutputBias,
+    Pixels,
+    Placement,
+    Precision,
+    Trainable,
+    Trial,
+    WeightInit,
+)
 
 FIELDS: dict[str, Any] = {
     "data": Data.DIGITS,
@@ -12,7 +27,18 @@ FIELDS: dict[str, Any] = {
     "network": Network.RESNET,
     "depth": 8,
     "width": 1,
+    "weight_init": WeightInit.HE_NORMAL,
+    "output_bias": OutputBias.RANDOM,
+    "norm": Norm.BATCH,
+    "placement": Placement.EVERY,
+    "affine": Affine.BOTH,
+    "affine_at": Placement.EVERY,
     "norm_init": NormInit.UNIFORM,
+    "groups": None,
+    "renorm_r": None,
+    "renorm_d": None,
+    "renorm_start": None,
+    "renorm_end": None,
     "trainable": Trainable.BN,
     "batch": 16,
     "norm_batch": 16,
@@ -20,10 +46,17 @@ FIELDS: dict[str, Any] = {
     "steps": 10,
     "lr": 0.1,
     "milestones": (0.5,),
+    "plateau": None,
     "lr_drop": 0.1,
     "warmup": 0.0,
     "momentum": 0.9,
     "weight_decay": 1e-4,
+    "decay_on": DecayOn.ALL,
+    "norm_decay": None,
+    "gamma_l1": 0.0,
+    "gamma_l2": 0.0,
+    "beta_l1": 0.0,
+    "beta_l2": 0.0,
     "precision": Precision.FP32,
     "seed": 0,
 }

@@ -26,8 +26,8 @@ from PIL import Image
 from torchvision import datasets
 
 from bnscale import data
+from bnscale.choices import _FACTS as FACTS
 from bnscale.data import Resident, pixels, prepare, shifted
-from bnscale.trial import _FACTS as FACTS
 from bnscale.trial import Augmentation, Data, DataFacts, Pixels, Refusal
 
 CPU = torch.device("cpu")
@@ -124,7 +124,7 @@ def write_idx(folder: Path, name: Data) -> dict[str, tuple[np.ndarray, np.ndarra
 
 
 def loaded(name: Data, folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    found = data._load(name, folder, CPU)
+    found = data._load(name, folder, CPU, 0)
     return {
         part: (getattr(found, part).images_NCHW.permute(0, 2, 3, 1).numpy(), getattr(found, part).labels_N.numpy())
         for part in ("train", "test")
@@ -296,7 +296,7 @@ def test_an_epoch_shows_each_training_image_once_and_no_held_out_one():
     held = torch.cat([images for images, _ in resident.batches("validation", 50)]).flatten(1)
     assert len(shown) == 1337
     assert len(held) == 100
-    whole = data._load(Data.DIGITS, NOWHERE, CPU).train.images_NCHW.flatten(1)
+    whole = data._load(Data.DIGITS, NOWHERE, CPU, 0).train.images_NCHW.flatten(1)
     unique = len(torch.unique(whole, dim=0))
     assert len(torch.unique(torch.cat([shown, held]), dim=0)) == unique
     assert len(torch.unique(shown, dim=0)) + len(torch.unique(held, dim=0)) == unique
@@ -340,7 +340,7 @@ def test_flips_and_shifts_are_drawn_per_image_and_uniform():
 def test_augmentation_none_gives_the_images_as_they_are_stored():
     plain = Resident(digits(augmentation=Augmentation.NONE), NOWHERE, CPU).batch(0)[0]
     moved = Resident(digits(augmentation=Augmentation.SHIFT), NOWHERE, CPU).batch(0)[0]
-    stored = data._load(Data.DIGITS, NOWHERE, CPU)
+    stored = data._load(Data.DIGITS, NOWHERE, CPU, 0)
     known = (stored.train.images_NCHW / 255 - stored.mean_C) / stored.sd_C
     known = {tuple(image.flatten().tolist()) for image in known}
     assert all(tuple(image.flatten().tolist()) in known for image in plain)
@@ -348,7 +348,7 @@ def test_augmentation_none_gives_the_images_as_they_are_stored():
 
 
 def test_digits_have_mean_zero_and_deviation_one_over_the_training_images():
-    found = data._load(Data.DIGITS, NOWHERE, CPU)
+    found = data._load(Data.DIGITS, NOWHERE, CPU, 0)
     normal = (found.train.images_NCHW / 255 - found.mean_C) / found.sd_C
     assert float(normal.mean()) == pytest.approx(0, abs=1e-4)
     assert float(normal.std()) == pytest.approx(1, abs=1e-3)
@@ -356,7 +356,7 @@ def test_digits_have_mean_zero_and_deviation_one_over_the_training_images():
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the JPEG copy of CIFAR-10 is not beside this checkout")
 def test_the_real_cifar10_is_whole_and_balanced():
-    found = data._load(Data.CIFAR10, SHARED, CPU)
+    found = data._load(Data.CIFAR10, SHARED, CPU, 0)
     assert torch.bincount(found.train.labels_N).tolist() == [5000] * 10
     assert torch.bincount(found.test.labels_N).tolist() == [1000] * 10
     # Channel means of CIFAR-10's training images, as published many times over; JPEG moves them by less than 0.002.

@@ -16,52 +16,30 @@ import pytest
 import torch
 import torch.distributed as dist
 from crew import Crew
+from examples import FIELDS
 from torch import Tensor, nn
 
 from bnscale import networks
 from bnscale.engine import Gang, checkpoint
 from bnscale.engine.local import LocalEngine
-from bnscale.engine.objective import Objective
+from bnscale.engine.objective import Objective, decays
 from bnscale.networks.norm import BatchNorm
-from bnscale.trial import (
-    Augmentation,
-    Data,
-    Network,
-    NormInit,
-    Pixels,
-    Precision,
-    Refusal,
-    Trainable,
-    Trial,
-)
+from bnscale.trial import Augmentation, Precision, Refusal, Trainable, Trial
 
 BATCH = 16
 STEPS = 6
 
 
 def trial(**fields: Any) -> Trial:
-    usual: dict[str, Any] = {
-        "data": Data.DIGITS,
-        "pixels": Pixels.ORIGINAL,
+    usual: dict[str, Any] = FIELDS | {
         "validation": 0,
         "augmentation": Augmentation.NONE,
-        "network": Network.RESNET,
-        "depth": 8,
-        "width": 1,
-        "norm_init": NormInit.UNIFORM,
         "trainable": Trainable.ALL,
         "batch": BATCH,
         "norm_batch": BATCH,
-        "epochs": None,
         "steps": STEPS,
-        "lr": 0.1,
-        "milestones": (0.5,),
-        "lr_drop": 0.1,
         "warmup": 0.4,
-        "momentum": 0.9,
         "weight_decay": 5e-4,
-        "precision": Precision.FP32,
-        "seed": 0,
     }
     return Trial(**usual | fields)
 
@@ -77,9 +55,9 @@ def batch(step: int, size: int) -> tuple[Tensor, Tensor]:
 def by_one(of: Trial, steps: int = STEPS) -> dict[str, Any]:
     """The same training by nothing but torch: one worker, the whole batch."""
     network = networks.build(of)
-    objective = Objective(network, of.precision)
+    objective = Objective(network, of)
     trained = networks.trained(network)
-    sgd = torch.optim.SGD(trained.values(), of.lr, momentum=of.momentum, weight_decay=of.weight_decay)
+    sgd = torch.optim.SGD(decays(network, of), of.lr, momentum=of.momentum)
     losses = []
     for step in range(steps):
         for group in sgd.param_groups:

@@ -11,9 +11,8 @@ from torch import nn
 
 from bnscale.engine import Gang
 from bnscale.engine.local import LocalEngine
-from bnscale.networks import build, trained
+from bnscale.networks import assemble, build, trained
 from bnscale.networks.norm import BatchNorm
-from bnscale.networks.resnet import ResNet
 from bnscale.networks.trainable import PairConv2d
 from bnscale.trial import Data, NormInit, Trainable
 
@@ -45,7 +44,7 @@ TABLE = {
 @pytest.mark.parametrize(("depth", "width"), TABLE)
 def test_parameter_counts_are_the_papers(depth, width):
     with torch.device("meta"):
-        network = ResNet(depth, width, channels=3, classes=10, norm_batch=16)
+        network = assemble(cifar(depth=depth, width=width))
     norms = [p for m in network.modules() if isinstance(m, BatchNorm) for p in m.parameters()]
     assert (sum(p.numel() for p in network.parameters()), sum(p.numel() for p in norms)) == TABLE[depth, width]
     assert sum(p.numel() for p in network.output.parameters()) == 640 * width + 10
@@ -62,6 +61,9 @@ def test_parameter_counts_are_the_papers(depth, width):
         (Trainable.BN_SHORTCUT_OUTPUT, 1_120 + 2_560 + 650),
         (Trainable.SHORTCUT_OUTPUT, 2_560 + 650),
         (Trainable.OUTPUT, 650),
+        (Trainable.GAMMA, 560),
+        (Trainable.BETA, 560),
+        (Trainable.WEIGHTS, 175_258 - 1_120),
         (Trainable.TWO_PER_CHANNEL, 1_120),
         (Trainable.NONE, 0),
     ],

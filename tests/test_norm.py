@@ -9,10 +9,12 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from crew import Crew
+from examples import digits
 from torch import Tensor, nn
 
-from bnscale.networks.norm import BatchNorm, alone, check, settle, spread
-from bnscale.trial import Refusal
+from bnscale.networks.norm import BatchNorm
+from bnscale.networks.workers import alone, check, settle, spread
+from bnscale.trial import Affine, Refusal
 
 CHANNELS = 5
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
@@ -24,7 +26,7 @@ def images(count: int, side: int = 3, seed: int = 0, dtype: torch.dtype = torch.
 
 
 def layer(norm_batch: int, dtype: torch.dtype = torch.float64) -> BatchNorm:
-    norm = BatchNorm(CHANNELS, norm_batch).to(dtype)
+    norm = BatchNorm(CHANNELS, Affine.BOTH, norm_batch).to(dtype)
     with torch.no_grad():
         norm.weight.copy_(torch.linspace(-1, 2, CHANNELS))
         norm.bias.copy_(torch.linspace(3, -1, CHANNELS))
@@ -99,21 +101,21 @@ def test_images_that_cannot_be_parted_into_statistics_are_refused_in_training(co
 def test_workers_are_legal_exactly_where_shares_and_statistics_nest(norm_batch, legal):
     for workers in range(1, 15):
         if workers in legal:
-            check(12, norm_batch, workers)
+            check(digits(batch=12, norm_batch=norm_batch), workers)
         else:
             with pytest.raises(Refusal, match=f"^workers {workers}: "):
-                check(12, norm_batch, workers)
+                check(digits(batch=12, norm_batch=norm_batch), workers)
 
 
 def test_a_cut_statistic_is_refused_with_the_nearest_legal_numbers():
     with pytest.raises(Refusal, match=re.escape("workers 3: must divide batch 128 into equal shares; try 2 or 4")):
-        check(128, 128, 3)
+        check(digits(batch=128, norm_batch=128), 3)
     with pytest.raises(Refusal, match=r"workers 2: 6 images on each .* norm_batch 4, .*; try 1 or 3"):
-        check(12, 4, 2)
+        check(digits(batch=12, norm_batch=4), 2)
     with pytest.raises(Refusal, match=r"workers 0: must divide batch 12 into equal shares; try 1$"):
-        check(12, 4, 0)
+        check(digits(batch=12, norm_batch=4), 0)
     with pytest.raises(Refusal, match=r"workers 24: must divide batch 12 into equal shares; try 12$"):
-        check(12, 4, 24)
+        check(digits(batch=12, norm_batch=4), 24)
 
 
 # --- several workers ----------------------------------------------------------------------------

@@ -73,7 +73,7 @@ def test_gamma_is_read_per_layer_from_the_stem_to_the_output(trained, at):
     norms = [(n, m) for n, m in engine.module.named_modules() if isinstance(m, BatchNorm)]
     rows = list(gamma(at))
     assert [(r.layer, r.layer_index, r.channels) for r in rows] == [
-        (n, i, m.num_features) for i, (n, m) in enumerate(norms)
+        (n, i, m.channels) for i, (n, m) in enumerate(norms)
     ]
     for row, (_, norm) in zip(rows, norms, strict=True):
         values = norm.weight.detach().double()

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from bnscale.engine import Gang
 from bnscale.engine.checkpoint import newest, write
-from bnscale.engine.objective import Objective
+from bnscale.engine.objective import Objective, decays
 from bnscale.engine.state import frozen_sum, load_state, state
-from bnscale.networks import norm, trained
+from bnscale.networks import trained, workers
 from bnscale.trial import Refusal, Trial
 
 # A worker may wait this long for the leading one, which measures alone.
@@ -124,20 +124,19 @@ class DeepSpeedEngine:
             )
         if zero not in (0, 1):
             raise Refusal(f"zero {zero}: gangs shard nothing (0) or the momentum (1); try 1")
-        norm.check(trial.batch, trial.norm_batch, gang.workers)
+        workers.check(trial, gang.workers)
         self.gang = gang
         self.module = module.to(gang.device)
         self.module.train()
-        norm.spread(module, trial.batch)
+        workers.spread(module, trial.batch)
         self._checkpoints = checkpoints
         self._total_steps = trial.total_steps
-        self._sgd = torch.optim.SGD(
-            list(self._trained.values()), trial.lr, momentum=trial.momentum, weight_decay=trial.weight_decay
-        )
+        self._trial = trial
+        self._sgd = torch.optim.SGD(decays(module, trial), trial.lr, momentum=trial.momentum)
         self._zero = zero
         share = trial.batch // gang.workers
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=Objective(module, trial.precision),
+            model=Objective(module, trial),
             optimizer=self._sgd,
             config={
                 "train_batch_size": trial.batch,
@@ -170,7 +169,7 @@ class DeepSpeedEngine:
         for group in self._sgd.param_groups:
             group["lr"] = lr
         self._engine.step()
-        norm.settle(self.module)
+        workers.settle(self.module)
 
     def total(self, value: Tensor) -> Tensor:
         """Sum of `value` over the workers, the same on each."""
@@ -201,9 +200,9 @@ class DeepSpeedEngine:
         momentum = {} if last else self._momentum()
         failure = None
         if self.gang.leads:
-            facts = facts | {"frozen": frozen_sum(self.module)}
+            facts = facts | {"frozen": frozen_sum(self.module, self._trial)}
             try:
-                write(self._checkpoints, step, state(self.module, momentum), facts, 1 if last else 2)
+                write(self._checkpoints, step, state(self.module, self._trial, momentum), facts, 1 if last else 2)
             except OSError as error:
                 failure = error
         told = _tell(str(failure) if failure else None)
@@ -219,7 +218,7 @@ class DeepSpeedEngine:
         Any number of workers may have written it. Only the leading worker reads; the others need not see its disk.
         """
         found = newest(self._checkpoints) if self.gang.leads and self._checkpoints else None
-        if found is not None and found.facts.pop("frozen") != frozen_sum(self.module):
+        if found is not None and found.facts.pop("frozen") != frozen_sum(self.module, self._trial):
             found = None
         momentum = {} if found is None else load_state(self.module, found.tensors)
         told = _tell(None if found is None else (found.step, found.facts, list(momentum)))
@@ -228,7 +227,7 @@ class DeepSpeedEngine:
         step, facts, names = told
         if found is None:
             momentum = {name: torch.zeros_like(self._trained[name]) for name in names}
-        _broadcast(list(state(self.module, momentum).values()))
+        _broadcast(list(state(self.module, self._trial, momentum).values()))
         if self._zero:
             self._optimizer.refresh_fp32_params()
         self._set_momentum(momentum)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bnscale.engine import Gang
 from bnscale.engine.checkpoint import newest, write
-from bnscale.engine.objective import Objective
+from bnscale.engine.objective import Objective, decays
 from bnscale.engine.state import frozen_sum, load_state, state
 from bnscale.networks import trained
 from bnscale.trial import Refusal, Trial
@@ -26,19 +26,14 @@ class LocalEngine:
         self.gang = gang
         self.module = module.to(gang.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.module.train()
-        self._objective = Objective(self.module, trial.precision)
+        self._trial = trial
+        self._objective = Objective(self.module, trial)
         self._checkpoints = checkpoints
         self._total_steps = trial.total_steps
         self._trained = trained(self.module)
         # An optimiser of nothing is refused by torch; a trial that trains nothing only moves statistics.
         self._sgd = (
-            torch.optim.SGD(
-                self._trained.values(),
-                lr=trial.lr,
-                momentum=trial.momentum,
-                weight_decay=trial.weight_decay,
-                fused=True,
-            )
+            torch.optim.SGD(decays(self.module, trial), lr=trial.lr, momentum=trial.momentum, fused=True)
             if self._trained
             else None
         )
@@ -55,7 +50,8 @@ class LocalEngine:
 
     def step(self, lr: float) -> None:
         if self._sgd is not None:
-            self._sgd.param_groups[0]["lr"] = lr
+            for group in self._sgd.param_groups:
+                group["lr"] = lr
             self._sgd.step()
             self._sgd.zero_grad(set_to_none=True)
 
@@ -85,14 +81,14 @@ class LocalEngine:
         write(
             self._checkpoints,
             step,
-            state(self.module, momentum),
-            facts | {"frozen": frozen_sum(self.module)},
+            state(self.module, self._trial, momentum),
+            facts | {"frozen": frozen_sum(self.module, self._trial)},
             1 if last else 2,
         )
 
     def restore(self) -> tuple[int, dict[str, Any]]:
         found = None if self._checkpoints is None else newest(self._checkpoints)
-        if found is None or found.facts.pop("frozen") != frozen_sum(self.module):
+        if found is None or found.facts.pop("frozen") != frozen_sum(self.module, self._trial):
             return 0, {}
         for name, value in load_state(self.module, found.tensors).items():
             assert self._sgd is not None

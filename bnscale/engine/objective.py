@@ -1,10 +1,11 @@
-"""What every engine minimises: the mean cross-entropy of a network, in the trial's precision."""
+"""What every engine minimises: the loss of a network in the trial's precision, and penalties on gamma and beta."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnscale.trial import Precision
+from bnscale import loss
+from bnscale.networks.norm import NormLayer
+from bnscale.trial import DecayOn, Precision, Trial
 
 
 class Objective(nn.Module):
@@ -15,13 +16,47 @@ class Objective(nn.Module):
     turns off one that is opened around it.
     """
 
-    def __init__(self, network: nn.Module, precision: Precision) -> None:
+    def __init__(self, network: nn.Module, trial: Trial) -> None:
         super().__init__()
         self.network = network
-        self.precision = precision
+        self.trial = trial
 
-    def forward(self, images_NCHW: Tensor, labels_N: Tensor) -> Tensor:
-        """Mean loss over the N images: a float32 scalar."""
-        with torch.autocast(images_NCHW.device.type, torch.bfloat16, enabled=self.precision is Precision.BF16):
-            logits_NK = self.network(images_NCHW)
-        return F.cross_entropy(logits_NK.float(), labels_N)
+    def forward(self, images_NCHW: Tensor, targets: Tensor) -> Tensor:
+        """The objective of a batch, from N images of it: a float32 scalar."""
+        precision = self.trial.precision
+        with torch.autocast(images_NCHW.device.type, torch.bfloat16, enabled=precision is Precision.BF16):
+            outputs_NK = self.network(images_NCHW)
+        return loss.of_batch(self.trial, outputs_NK, targets) + self._penalties()
+
+    def _penalties(self) -> Tensor | float:
+        """l1 times the sum of |gamma|, l2 times the sum of gamma^2, over all norm layers; and so for beta."""
+        weights = {
+            "weight": (self.trial.gamma_l1, self.trial.gamma_l2),
+            "bias": (self.trial.beta_l1, self.trial.beta_l2),
+        }
+        total: Tensor | float = 0.0
+        for own, (l1, l2) in weights.items():
+            if not l1 and not l2:
+                continue
+            parts = [getattr(m, own) for m in self.network.modules() if isinstance(m, NormLayer)]
+            values = torch.cat([part for part in parts if part is not None])
+            total = total + l1 * values.abs().sum() + l2 * values.square().sum()
+        return total
+
+
+def decays(network: nn.Module, trial: Trial) -> list[dict[str, object]]:
+    """The parameters that train, in groups of one weight decay each, as torch's optimisers take them."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for module in network.modules():
+        for parameter in module.parameters(recurse=False):
+            if parameter.requires_grad:
+                groups.setdefault(_decay(module, parameter, trial), []).append(parameter)
+    return [{"params": parameters, "weight_decay": decay} for decay, parameters in groups.items()]
+
+
+def _decay(module: nn.Module, parameter: nn.Parameter, trial: Trial) -> float:
+    if isinstance(module, NormLayer) and trial.norm_decay is not None:
+        return trial.norm_decay
+    if trial.decay_on is DecayOn.WEIGHTS and parameter.dim() == 1:
+        return 0.0
+    return trial.weight_decay

@@ -1,8 +1,8 @@
 """What a checkpoint holds: what training changes, and nothing that the seed gives back.
 
-Keys: `network.<name>` for parameters that train and for running statistics, `momentum.<name>` for the
-optimiser's. Frozen weights are rebuilt from the seed; their sum tells when another version of torch
-would rebuild others.
+Keys: `network.<name>` for parameters that train, for running statistics and for biases set by the first batch,
+`momentum.<name>` for the optimiser's. Frozen weights are rebuilt from the seed; their sum tells when another version of
+torch would rebuild others.
 """
 
 import hashlib
@@ -10,13 +10,14 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
-from bnscale.networks import trained
+from bnscale.networks import unseeded
+from bnscale.trial import Trial
 
 
-def state(network: nn.Module, momentum: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Everything that moves, whole tensors, ready to be written."""
-    moving = set(trained(network)) | {name for name, _ in network.named_buffers()}
-    kept = {f"network.{name}": tensor for name, tensor in network.state_dict().items() if name in moving}
+def state(network: nn.Module, trial: Trial, momentum: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Everything that the seed does not give back, whole tensors, ready to be written."""
+    whole = network.state_dict()
+    kept = {f"network.{name}": whole[name] for name in unseeded(network, trial)}
     return kept | {f"momentum.{name}": tensor for name, tensor in momentum.items()}
 
 
@@ -36,10 +37,11 @@ def load_state(network: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tens
     return momentum
 
 
-def frozen_sum(network: nn.Module) -> str:
-    """SHA-256 over the values of all parameters that do not train, in the order of the network."""
+def frozen_sum(network: nn.Module, trial: Trial) -> str:
+    """SHA-256 over the values of all parameters that the seed gives back, in the order of the network."""
     digest = hashlib.sha256()
-    for parameter in network.parameters():
-        if not parameter.requires_grad:
+    others = set(unseeded(network, trial))
+    for name, parameter in network.named_parameters():
+        if name not in others:
             digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -1,234 +1,292 @@
-"""Batch normalization whose statistics stand on `norm_batch` images, however many workers share the batch.
+"""What normalizes: each layer gives every channel its own scale gamma and shift beta, or leaves them out.
 
-Ioffe & Szegedy 2015 (arXiv:1502.03167); ghost batches: Hoffer et al. 2017 (arXiv:1705.08741). A worker holds
-a share of the batch. Where `norm_batch` is the share, this is torch's own layer. Where it is less, each
-contiguous group of `norm_batch` images has its own statistics. Where it is more, consecutive workers
-combine theirs. So the number of workers changes the order of summation and nothing else.
+Statistics over images stand on `norm_batch` of them, however many workers share the batch. Where `norm_batch` is this
+worker's share, the layer is torch's own. Where it is less, each contiguous group of `norm_batch` images has its own
+statistics (ghost batches: Hoffer et al. 2017, arXiv:1705.08741). Where it is more, consecutive workers combine theirs.
+So the number of workers changes the order of summation and nothing else.
 
-Shapes: N images of this worker, C channels, H, W pixels, G ghost groups, P peers (workers behind one statistic).
+Shapes: N images of this worker, C channels, H, W pixels (none behind the last pooling), P workers behind one statistic.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from bnscale.trial import Refusal
+from bnscale.anatomy import Site
+from bnscale.networks.statistic import Size, normalised, statistic
+from bnscale.trial import Affine, Norm, Trial, seed_for
+
+EPS = 1e-5  # under every root
 
 
-class BatchNorm(nn.BatchNorm2d):
-    """Affine batch normalization with running statistics, as torch's, over `norm_batch` images a statistic.
+class NormLayer(nn.Module):
+    """gamma_C * normalised_NCHW + beta_C, where `affine` says which of gamma and beta there are."""
 
-    The running variance is the unbiased one over `norm_batch` images. With several ghost groups the running
-    statistics move once a step, by the mean over the groups. A new layer is alone; `spread` places it on a gang.
+    weight: nn.Parameter | None  # gamma
+    bias: nn.Parameter | None  # beta
+
+    def __init__(self, channels: int, affine: Affine | None) -> None:
+        super().__init__()
+        self.channels = channels
+        gamma, beta = affine in (Affine.BOTH, Affine.GAMMA), affine in (Affine.BOTH, Affine.BETA)
+        self.register_parameter("weight", nn.Parameter(torch.ones(channels)) if gamma else None)
+        self.register_parameter("bias", nn.Parameter(torch.zeros(channels)) if beta else None)
+
+    def extra_repr(self) -> str:
+        has = [name for name, part in (("gamma", self.weight), ("beta", self.bias)) if part is not None]
+        return ", ".join([str(self.channels), *has])
+
+
+class GroupNorm(NormLayer):
+    """Each image and group of channels by its own mean and variance, in training and evaluation alike.
+
+    One group is layer normalization over all channels and pixels (Ba et al. 2016); as many groups as channels is
+    instance normalization (Ulyanov et al. 2016); between them lies group normalization (Wu & He 2018, equation 7).
+    """
+
+    def __init__(self, channels: int, affine: Affine | None, groups: int) -> None:
+        super().__init__(channels, affine)
+        self.groups = groups
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        return F.group_norm(images_NCHW, self.groups, self.weight, self.bias, EPS)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, groups={self.groups}"
+
+
+class BatchNorm(NormLayer):
+    """Batch normalization (Ioffe & Szegedy 2015, algorithm 1) over `norm_batch` images a statistic.
+
+    The running variance is the unbiased one over `norm_batch` images. With several ghost groups the running statistics
+    move once a step, by the mean over the groups. A new layer is alone; `workers.spread` places it on a gang.
 
     Raises ValueError in training mode for a share of images that cannot hold `norm_batch`.
     """
 
-    momentum: float
+    momentum = 0.1
     running_mean: Tensor
-    running_var: Tensor
+    running_var: Tensor  # the square of what images are divided by in evaluation
     num_batches_tracked: Tensor
 
-    def __init__(self, channels: int, norm_batch: int) -> None:
-        super().__init__(channels, eps=1e-5, momentum=0.1)
+    def __init__(self, channels: int, affine: Affine | None, norm_batch: int) -> None:
+        super().__init__(channels, affine)
         self.norm_batch = norm_batch
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))
         self.peers: dist.ProcessGroup | None = None  # the workers behind one statistic; None: this one alone
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
+        if not self.training:
+            return self._native(images_NCHW, self.running_mean, self.running_var, 0.0)
         share = images_NCHW.shape[0]
-        if not self.training or (share == self.norm_batch and self.peers is None):
-            return super().forward(images_NCHW)
         workers = 1 if self.peers is None else dist.get_world_size(self.peers)
         if workers * share % self.norm_batch or (workers > 1 and workers * share != self.norm_batch):
             raise ValueError(
                 f"norm_batch {self.norm_batch}: {share} images on each of {workers} workers cannot be parted into it"
             )
-        if self.peers is None:
-            normalised_NCHW, mean_C, variance_C = self._ghosts(images_NCHW)
-        else:
-            normalised_NCHW, mean_C, variance_C = _Shared.apply(
-                images_NCHW, self.weight, self.bias, self.eps, self.peers
-            )
-        with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean_C, self.momentum)
-            self.running_var.lerp_(variance_C, self.momentum)
-        return normalised_NCHW
+        return self._train(images_NCHW)
 
-    def _ghosts(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Each contiguous group by its own statistics; the mean of the groups' means and unbiased variances."""
-        groups = images_NCHW.split(self.norm_batch)
+    def _train(self, images_NCHW: Tensor) -> Tensor:
+        if self.peers is not None or len(images_NCHW) > self.norm_batch:
+            return self._grouped(images_NCHW)
+        self.num_batches_tracked.add_(1)
+        return self._native(images_NCHW, self.running_mean, self.running_var, self.momentum)
+
+    def _grouped(self, images_NCHW: Tensor) -> Tensor:
+        """Each group of `norm_batch` images by its own statistic; the running ones move by the mean over the groups."""
+        groups = [images_NCHW] if self.peers is not None else images_NCHW.split(self.norm_batch)
+        results = [self._group(group) for group in groups]
+        with torch.no_grad():
+            self.running_mean.lerp_(torch.stack([mean_C for _, mean_C, _ in results]).mean(0), self.momentum)
+            self.running_var.lerp_(torch.stack([square_C for _, _, square_C in results]).mean(0), self.momentum)
+            self.num_batches_tracked.add_(1)
+        return results[0][0] if len(results) == 1 else torch.cat([images for images, _, _ in results])
+
+    def _group(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images that share one statistic, normalized; its mean, and what the running variance moves by."""
+        if self.peers is not None:
+            return self._by(images_NCHW, Size.DEVIATION, self.weight, self.bias)
         # With momentum 1 torch's kernel hands out the group's statistics as "running" ones.
-        mean_GC = self.running_mean.new_zeros(len(groups), self.num_features)
-        variance_GC = torch.zeros_like(mean_GC)
-        normalised = [
-            F.batch_norm(group, mean_C, variance_C, self.weight, self.bias, True, 1.0, self.eps)
-            for group, mean_C, variance_C in zip(groups, mean_GC.unbind(), variance_GC.unbind(), strict=True)
-        ]
-        return torch.cat(normalised), mean_GC.mean(0), variance_GC.mean(0)
+        mean_C, variance_C = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
+        return self._native(images_NCHW, mean_C, variance_C, 1.0), mean_C, variance_C
+
+    def _by(
+        self, images_NCHW: Tensor, size: Size, gamma_C: Tensor | None, beta_C: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        found = statistic(images_NCHW, size, self.channels, self.peers)
+        return normalised(images_NCHW, gamma_C, beta_C, found, EPS, self.peers), found.mean_C, found.running_C
+
+    def _native(self, images_NCHW: Tensor, mean_C: Tensor, square_C: Tensor, momentum: float) -> Tensor:
+        """torch's kernel; in training mode it moves `mean_C` and `square_C` towards the batch's."""
+        training = self.training
+        return F.batch_norm(images_NCHW, mean_C, square_C, self.weight, self.bias, training, momentum, EPS)
 
     def extra_repr(self) -> str:
-        return f"{self.num_features}, norm_batch={self.norm_batch}"
+        return f"{super().extra_repr()}, norm_batch={self.norm_batch}"
 
 
-class _Shared(torch.autograd.Function):
-    """Batch normalization over the images of all peers, who hold equally many.
+class LpNorm(BatchNorm):
+    """Mean removed, and divided by the average l_p norm of the values as they were before.
 
-    Returns the normalised images in their own type, and the mean and the unbiased variance in gamma's. Every pass
-    over the images is a native kernel. Each worker's means and sums of squared deviations are combined
-    as by Chan, Golub & LeVeque 1979: a sum of squares would cancel where the mean is large.
+    gamma * (x - mean(x)) / (mean |x|^p)^(1/p) + beta, and with p infinite the largest |x| below the line
+    (Santurkar et al. 2018, section 3.3 and figure 14). Its running size is the mean of squared sizes over the steps.
     """
 
-    @staticmethod
-    def forward(
-        ctx: Any, images_NCHW: Tensor, gamma_C: Tensor, beta_C: Tensor, eps: float, peers: dist.ProcessGroup
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        layout = _layout(images_NCHW)
-        images_NCHW = images_NCHW.contiguous(memory_format=layout)
-        count = images_NCHW.numel() // gamma_C.numel()  # values of one channel on this worker
-        workers = dist.get_world_size(peers)
+    def __init__(self, channels: int, affine: Affine | None, norm_batch: int, size: Size) -> None:
+        super().__init__(channels, affine, norm_batch)
+        self.size = size
 
-        # The running statistics given here only set the type of what comes back: gamma's.
-        own_2C = torch.stack(
-            torch.batch_norm_update_stats(images_NCHW, torch.zeros_like(gamma_C), torch.ones_like(gamma_C), 1.0)
-        )
-        all_P2C = own_2C.new_empty(workers, *own_2C.shape)
-        dist.all_gather(list(all_P2C.unbind()), own_2C, group=peers)
-        mean_PC, variance_PC = all_P2C.unbind(1)
-        mean_C = mean_PC.mean(0)
-        variance_C = variance_PC.mean(0) + (mean_PC - mean_C).square().mean(0)
+    def _train(self, images_NCHW: Tensor) -> Tensor:
+        return self._grouped(images_NCHW)
 
-        normalised_NCHW = F.batch_norm(images_NCHW, mean_C, variance_C, gamma_C, beta_C, False, 0.0, eps)
-        unbiased_C = variance_C * (workers * count / (workers * count - 1))
-        ctx.save_for_backward(images_NCHW, gamma_C, mean_C, variance_C)
-        ctx.eps, ctx.peers, ctx.layout, ctx.count = eps, peers, layout, workers * count
-        ctx.mark_non_differentiable(mean_C, unbiased_C)
-        return normalised_NCHW, mean_C, unbiased_C
+    def _group(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self._by(images_NCHW, self.size, self.weight, self.bias)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient_NCHW: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        images_NCHW, gamma_C, mean_C, variance_C = ctx.saved_tensors
-        gradient_NCHW = gradient_NCHW.contiguous(memory_format=ctx.layout)
-        scale_C = (variance_C + ctx.eps).rsqrt()
-        # Sums over this worker's values: of gradient times normalised value, and of gradient.
-        _, gamma_gradient_C, beta_gradient_C = torch.ops.aten.native_batch_norm_backward(
-            gradient_NCHW, images_NCHW, gamma_C, mean_C, variance_C, mean_C, scale_C, True, ctx.eps, [False, True, True]
-        )
-        images_gradient_NCHW = None
-        if ctx.needs_input_grad[0]:
-            # Every value moves the mean and the variance of every worker: hence the sums over the peers.
-            sums_2C = torch.stack([gamma_gradient_C, beta_gradient_C])
-            dist.all_reduce(sums_2C, group=ctx.peers)
-            slope_C = gamma_C * scale_C
-            through_variance_C, through_mean_C = -slope_C * sums_2C / ctx.count
-            images_gradient_NCHW = F.batch_norm(
-                images_NCHW, mean_C, variance_C, through_variance_C, through_mean_C, False, 0.0, ctx.eps
-            ).addcmul_(gradient_NCHW, slope_C.to(gradient_NCHW.dtype)[:, None, None])
-        return (
-            images_gradient_NCHW,
-            gamma_gradient_C if ctx.needs_input_grad[1] else None,
-            beta_gradient_C if ctx.needs_input_grad[2] else None,
-            None,
-            None,
-        )
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, {self.size.value}"
 
 
-def _layout(images_NCHW: Tensor) -> torch.memory_format:
-    """Channels last where the images are so and nothing else."""
-    last = images_NCHW.is_contiguous(memory_format=torch.channels_last) and not images_NCHW.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
+class BatchRenorm(BatchNorm):
+    """Batch normalization, corrected so that training sees what evaluation will see (Ioffe 2017, algorithm 1).
 
-
-def check(batch: int, norm_batch: int, workers: int) -> None:
-    """Raises Refusal where equal shares of the batch on `workers` workers cannot hold `norm_batch`."""
-    if _holds(batch, norm_batch, workers):
-        return
-    legal = [count for count in range(1, batch + 1) if _holds(batch, norm_batch, count)]
-    near = [*(c for c in legal if c < workers)][-1:] + [*(c for c in legal if c > workers)][:1]
-    ways = " or ".join(map(str, near))
-    if workers < 1 or batch % workers:
-        raise Refusal(f"workers {workers}: must divide batch {batch} into equal shares; try {ways}")
-    raise Refusal(
-        f"workers {workers}: {batch // workers} images on each neither divide nor are divided by "
-        f"norm_batch {norm_batch}, so a batch statistic would be cut; try {ways}"
-    )
-
-
-def _holds(batch: int, norm_batch: int, workers: int) -> bool:
-    if workers < 1 or batch % workers:
-        return False
-    share = batch // workers
-    return share % norm_batch == 0 or norm_batch % share == 0
-
-
-def spread(module: nn.Module, batch: int) -> None:
-    """Place every BatchNorm of `module` on the workers of the process group, who share `batch` images.
-
-    Collective. Raises Refusal for a batch that the workers cannot share.
+    gamma * (r * normalised + d) + beta with r = batch deviation / running deviation within [1/r_max, r_max] and
+    d = (batch mean - running mean) / running deviation within [-d_max, d_max]; neither has a gradient. The bounds rise
+    from 1 and 0, which is batch normalization, between the updates `rise` to `r_max` and `d_max`.
     """
-    workers = dist.get_world_size()
-    for norm in _norms(module):
-        check(batch, norm.norm_batch, workers)
-        size = norm.norm_batch * workers // batch
-        norm.peers = _peers(size) if size > 1 else None
+
+    def __init__(
+        self,
+        channels: int,
+        affine: Affine | None,
+        norm_batch: int,
+        r_max: float,
+        d_max: float,
+        rise: tuple[float, float],
+    ) -> None:
+        super().__init__(channels, affine, norm_batch)
+        self.r_max, self.d_max, self.rise = r_max, d_max, rise
+
+    def _train(self, images_NCHW: Tensor) -> Tensor:
+        return self._grouped(images_NCHW)
+
+    def _group(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        found = statistic(images_NCHW, Size.DEVIATION, self.channels, self.peers)
+        with torch.no_grad():
+            start, end = self.rise
+            risen = ((self.num_batches_tracked - start) / max(end - start, 1e-9)).clamp(0, 1)
+            r_max, d_max = 1 + (self.r_max - 1) * risen, self.d_max * risen
+            running_C = (self.running_var + EPS).sqrt()
+            r_C = ((found.square_C + EPS).sqrt() / running_C).clamp(1 / r_max, r_max)
+            d_C = ((found.mean_C - self.running_mean) / running_C).clamp(-d_max, d_max)
+        gamma_C = r_C if self.weight is None else self.weight * r_C
+        beta_C = d_C if self.weight is None else self.weight * d_C
+        beta_C = beta_C if self.bias is None else beta_C + self.bias
+        if self.peers is not None:
+            images_NCHW = normalised(images_NCHW, gamma_C, beta_C, found, EPS, self.peers)
+        else:
+            images_NCHW = F.batch_norm(images_NCHW, None, None, gamma_C, beta_C, True, 0.0, EPS)
+        return images_NCHW, found.mean_C, found.running_C
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, r_max={self.r_max:g}, d_max={self.d_max:g}"
 
 
-_subgroups: dict[int, dist.ProcessGroup] = {}
-_world: dist.ProcessGroup | None = None
+class Noise(nn.Module):
+    """s * images + m in training, and the images as they are in evaluation (Santurkar et al. 2018, algorithm 1).
 
-
-def _peers(size: int) -> dist.ProcessGroup:
-    """This worker's group of `size` consecutive workers; kept, for a rebuilt one leaks threads and sockets."""
-    global _world
-    if _world is not dist.group.WORLD:
-        _subgroups.clear()
-        _world = dist.group.WORLD
-    if size not in _subgroups:
-        whole = size == dist.get_world_size()
-        group = dist.group.WORLD if whole else dist.new_subgroups(size)[0]
-        assert group is not None
-        _subgroups[size] = group
-    return _subgroups[size]
-
-
-@contextmanager
-def alone(module: nn.Module) -> Iterator[None]:
-    """Inside, training-mode forwards use no collectives: their statistics come from images of this worker only."""
-    placed = [(norm, norm.peers) for norm in _norms(module)]
-    for norm, _ in placed:
-        norm.peers = None
-    try:
-        yield
-    finally:
-        for norm, peers in placed:
-            norm.peers = peers
-
-
-@torch.no_grad()
-def settle(module: nn.Module) -> None:
-    """Average the running statistics over the workers, where their images differed. Collective; one all-reduce.
-
-    A running statistic is linear in the batches' statistics, so the mean over workers is what one worker
-    with the whole batch would hold.
+    Anew at each step, each channel draws mu from U(-1/2, 1/2) and sigma from U(1, 5/4), and then each of its values,
+    pixels counting as images, m from U(mu - 0.1, mu + 0.1) and s from N(sigma, 0.1^2). All are functions of the
+    trial's seed, the layer and the step; a worker of a gang takes its share of what one would draw for the whole batch.
     """
-    workers = dist.get_world_size()
-    apart = [norm for norm in _norms(module) if norm.peers is None or dist.get_world_size(norm.peers) < workers]
-    if workers == 1 or not apart:
-        return
-    statistics = [statistic for norm in apart for statistic in (norm.running_mean, norm.running_var)]
-    flat = torch.cat(statistics)
-    dist.all_reduce(flat)
-    flat /= workers
-    for statistic, mean in zip(statistics, flat.split([s.numel() for s in statistics]), strict=True):
-        statistic.copy_(mean)
+
+    steps: Tensor  # training passes so far
+
+    def __init__(self, seed: int, purpose: str) -> None:
+        super().__init__()
+        self.seed, self.purpose = seed, purpose
+        self.place = (0, 1)  # rank and workers that share the batch
+        self.register_buffer("steps", torch.tensor(0))
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        if not self.training:
+            return images_NCHW
+        scale_NCHW, shift_NCHW = self.draw(images_NCHW, int(self.steps))
+        self.steps.add_(1)
+        return torch.addcmul(shift_NCHW, images_NCHW, scale_NCHW)
+
+    @torch.no_grad()
+    def draw(self, images_NCHW: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """This worker's s and m for images of this shape."""
+        rank, workers = self.place
+        share, channels, *pixels = images_NCHW.shape
+        device = images_NCHW.device
+        draws = torch.Generator(device).manual_seed(seed_for(self.seed, f"{self.purpose}/{step}"))
+        mu_C = torch.rand(channels, generator=draws, device=device) - 0.5
+        sigma_C = 1 + torch.rand(channels, generator=draws, device=device) / 4
+        # Channels last, as the images lie in memory: what is drawn must not depend on how they lie.
+        shape = (workers * share, *pixels, channels)
+        shift = torch.rand(shape, generator=draws, device=device).sub_(0.5).mul_(0.2).add_(mu_C)
+        scale = torch.randn(shape, generator=draws, device=device).mul_(0.1).add_(sigma_C)
+        mine = slice(rank * share, (rank + 1) * share)
+        return tuple(drawn[mine].movedim(-1, 1).to(images_NCHW.dtype) for drawn in (scale, shift))  # type: ignore[return-value]
+
+    def extra_repr(self) -> str:
+        return self.purpose
 
 
-def _norms(module: nn.Module) -> list[BatchNorm]:
-    return [each for each in module.modules() if isinstance(each, BatchNorm)]
+class NoisyBatchNorm(BatchNorm):
+    """Batch normalization, then noise whose mean and scale change at every step: shift that is put back on purpose."""
+
+    def __init__(self, channels: int, affine: Affine | None, norm_batch: int, noise: Noise) -> None:
+        super().__init__(channels, affine, norm_batch)
+        self.noise = noise
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        return self.noise(super().forward(images_NCHW))
+
+
+# --- which layer a trial asks for -------------------------------------------------------------------
+
+
+def _noise(trial: Trial, site: Site) -> Noise:
+    return Noise(trial.seed, f"noise/{site.name}")
+
+
+def _renorm(trial: Trial, site: Site, affine: Affine | None) -> BatchRenorm:
+    r_max, d_max, *rise = trial.renorm
+    start, end = (share * trial.total_steps for share in rise)
+    return BatchRenorm(site.channels, affine, trial.norm_batch, r_max, d_max, (start, end))
+
+
+_LAYERS: dict[Norm, Callable[[Trial, Site, Affine | None], nn.Module]] = {
+    Norm.BATCH: lambda trial, site, affine: BatchNorm(site.channels, affine, trial.norm_batch),
+    Norm.LAYER: lambda trial, site, affine: GroupNorm(site.channels, affine, 1),
+    Norm.GROUP: lambda trial, site, affine: GroupNorm(site.channels, affine, trial.groups or 1),
+    Norm.INSTANCE: lambda trial, site, affine: GroupNorm(site.channels, affine, site.channels),
+    Norm.RENORM: _renorm,
+    Norm.L1: lambda trial, site, affine: LpNorm(site.channels, affine, trial.norm_batch, Size.L1),
+    Norm.L2: lambda trial, site, affine: LpNorm(site.channels, affine, trial.norm_batch, Size.L2),
+    Norm.LINF: lambda trial, site, affine: LpNorm(site.channels, affine, trial.norm_batch, Size.LINF),
+    Norm.NOISY: lambda trial, site, affine: NoisyBatchNorm(
+        site.channels, affine, trial.norm_batch, _noise(trial, site)
+    ),
+    Norm.NOISE: lambda trial, site, affine: _noise(trial, site),
+}
+
+
+def norms_of(trial: Trial) -> Callable[[str], nn.Module]:
+    """What stands at a site, by the site's name: a norm layer, or nothing where the trial places none."""
+    sites = {site.name: site for site in trial.norms}
+    affine = {site.name for site in trial.affine_norms}
+
+    def at(name: str) -> nn.Module:
+        if name not in sites:
+            return nn.Identity()
+        return _LAYERS[trial.norm](trial, sites[name], trial.affine if name in affine else None)
+
+    return at

@@ -4,28 +4,28 @@ He et al. 2016, section 4.2, with a 1x1 convolution and a norm on the shortcut w
 changes (open_lth, models/cifar_resnet.py). Legend: N images, C channels, H height, W width.
 """
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from bnscale.networks.norm import BatchNorm
 
 
 class Block(nn.Module):
     """relu(norm(conv(relu(norm(conv(x))))) + shortcut(x)): post-activation, two layers."""
 
-    def __init__(self, inputs: int, channels: int, stride: int, norm_batch: int) -> None:
+    def __init__(self, name: str, inputs: int, channels: int, stride: int, norm: Callable[[str], nn.Module]) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, channels, 3, stride, padding=1, bias=False)
-        self.norm1 = BatchNorm(channels, norm_batch)
+        self.norm1 = norm(f"{name}.norm1")
         self.relu1 = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norm2 = BatchNorm(channels, norm_batch)
+        self.norm2 = norm(f"{name}.norm2")
         self.relu2 = nn.ReLU(inplace=True)
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or inputs != channels:
             self.shortcut = nn.Sequential()
             self.shortcut.add_module("conv", nn.Conv2d(inputs, channels, 1, stride, bias=False))
-            self.shortcut.add_module("norm", BatchNorm(channels, norm_batch))
+            self.shortcut.add_module("norm", norm(f"{name}.shortcut.norm"))
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         y_NCHW = self.relu1(self.norm1(self.conv1(x_NCHW)))
@@ -34,25 +34,29 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """`depth` = 6n+2 layers; stages of 16, 32 and 64 channels times `width`; logits (N, classes)."""
+    """`depth` = 6n+2 layers; stages of 16, 32 and 64 channels times `width`; logits (N, classes).
 
-    def __init__(self, depth: int, width: int, channels: int, classes: int, norm_batch: int) -> None:
+    `norm` gives what stands at each site, by its name (anatomy.py).
+    """
+
+    def __init__(self, depth: int, width: int, channels: int, classes: int, norm: Callable[[str], nn.Module]) -> None:
         super().__init__()
         stage, rest = divmod(depth - 2, 6)
         assert not rest, "Trial refuses other depths"
         inputs = 16 * width
         self.conv = nn.Conv2d(channels, inputs, 3, padding=1, bias=False)
-        self.norm = BatchNorm(inputs, norm_batch)
+        self.norm = norm("norm")
         self.relu = nn.ReLU(inplace=True)
-        blocks = []
+        blocks: list[Block] = []
         for number, outputs in enumerate((16 * width, 32 * width, 64 * width)):
             for place in range(stage):
                 stride = 2 if number > 0 and place == 0 else 1
-                blocks.append(Block(inputs, outputs, stride, norm_batch))
+                blocks.append(Block(f"blocks.{len(blocks)}", inputs, outputs, stride, norm))
                 inputs = outputs
         self.blocks = nn.Sequential(*blocks)
+        self.head_norm = norm("head_norm")
         self.output = nn.Linear(inputs, classes)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         x_NCHW = self.blocks(self.relu(self.norm(self.conv(images_NCHW))))
-        return self.output(F.avg_pool2d(x_NCHW, x_NCHW.shape[-1]).flatten(1))
+        return self.output(self.head_norm(F.avg_pool2d(x_NCHW, x_NCHW.shape[-1]).flatten(1)))

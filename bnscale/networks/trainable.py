@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bnscale.networks.initial import generator
-from bnscale.networks.norm import BatchNorm
+from bnscale.networks.norm import NormLayer
 from bnscale.trial import Trainable, Trial
 
 
@@ -34,30 +34,32 @@ def restrict(network: nn.Module, trial: Trial) -> None:
     """Set `requires_grad` on every parameter as `trial.trainable` says."""
     parts = _PARTS[trial.trainable]
     for name, module in network.named_modules():
-        trains = _part(name, module) in parts
-        for parameter in module.parameters(recurse=False):
-            parameter.requires_grad_(trains)
+        for own, parameter in module.named_parameters(recurse=False):
+            parameter.requires_grad_(_part(name, module, own) in parts)
         if trial.trainable is Trainable.TWO_PER_CHANNEL and isinstance(module, nn.Conv2d):
             module.__class__ = PairConv2d
             cast(PairConv2d, module).choose(generator(trial, f"pair/{name}"))
 
 
-def _part(name: str, module: nn.Module) -> str:
-    """What a module's own parameters are in the words of the paper's table."""
-    if isinstance(module, BatchNorm):
-        return "norm"
+def _part(name: str, module: nn.Module, own: str) -> str:
+    """What a module's own parameter is in the words of the paper's table."""
+    if isinstance(module, NormLayer):
+        return {"weight": "gamma", "bias": "beta"}[own]
     if name == "output":
         return "output"
-    return "shortcut" if "shortcut" in name.split(".") else "inner"
+    return "shortcut" if {"shortcut", "downsample"} & set(name.split(".")) else "inner"
 
 
 _PARTS = {
-    Trainable.ALL: {"norm", "output", "shortcut", "inner"},
-    Trainable.BN: {"norm"},
-    Trainable.BN_OUTPUT: {"norm", "output"},
-    Trainable.BN_SHORTCUT_OUTPUT: {"norm", "shortcut", "output"},
+    Trainable.ALL: {"gamma", "beta", "output", "shortcut", "inner"},
+    Trainable.BN: {"gamma", "beta"},
+    Trainable.BN_OUTPUT: {"gamma", "beta", "output"},
+    Trainable.BN_SHORTCUT_OUTPUT: {"gamma", "beta", "shortcut", "output"},
     Trainable.SHORTCUT_OUTPUT: {"shortcut", "output"},
     Trainable.OUTPUT: {"output"},
+    Trainable.GAMMA: {"gamma"},
+    Trainable.BETA: {"beta"},
+    Trainable.WEIGHTS: {"output", "shortcut", "inner"},
     Trainable.TWO_PER_CHANNEL: set(),
     Trainable.NONE: set(),
 }

@@ -14,9 +14,9 @@ class Curve:
     epoch: float  # passes over the training images, held-out ones not counted
     split: str  # train, validation or test; train: as many training images as there are test images, unaugmented
     images: int
-    loss: float  # mean cross-entropy, nats
-    accuracy: float  # share of images, in [0, 1]
-    top5: float  # share of images whose label is among the five largest logits
+    loss: float  # mean cross-entropy in nats; of a regression, half the squared error, mean over vectors
+    accuracy: float | None  # share of images, in [0, 1]; null for a regression
+    top5: float | None  # share of images whose label is among the five largest logits
 
 
 def curve(at: Snapshot) -> Iterator[Curve]:

@@ -12,12 +12,13 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from bnscale import loss
 from bnscale.data import Resident
-from bnscale.networks.norm import BatchNorm, alone
+from bnscale.networks.norm import NormLayer
+from bnscale.networks.workers import alone
 from bnscale.trial import Precision, Trial
 
 EVALUATION_BATCH = 500  # images; a size that changes no number, for evaluation uses running statistics
@@ -47,9 +48,9 @@ class Workers(Protocol):
 @dataclass(frozen=True)
 class Score:
     images: int
-    loss: float  # mean cross-entropy, nats
-    accuracy: float  # share of images whose label is the largest logit
-    top5: float  # share of images whose label is among the five largest logits
+    loss: float  # mean cross-entropy in nats; of a regression, half the squared error, mean over vectors
+    accuracy: float | None  # share of images whose label is the largest logit; None for a regression
+    top5: float | None  # share of images whose label is among the five largest logits
 
 
 class Snapshot:
@@ -69,9 +70,9 @@ class Snapshot:
         return self._engine.statistics()
 
     @cached_property
-    def norms(self) -> list[tuple[str, BatchNorm]]:
+    def norms(self) -> list[tuple[str, NormLayer]]:
         """Norm layers by path, in the order of the forward pass."""
-        return [(name, m) for name, m in self.network.named_modules() if isinstance(m, BatchNorm)]
+        return [(name, m) for name, m in self.network.named_modules() if isinstance(m, NormLayer)]
 
     @torch.no_grad()
     def evaluate(self, part: str, changed: dict[str, Tensor] | None = None) -> Score:
@@ -80,22 +81,20 @@ class Snapshot:
         The workers of a gang share the images.
         """
         gang = self._engine.gang
-        sums = torch.zeros(4, dtype=torch.float64, device=self.data.device)
-        share = slice(gang.rank, None, gang.workers)
-        for images_NCHW, labels_N in self.data.batches(part, EVALUATION_BATCH, share):
+        sums = torch.zeros(4, dtype=torch.float64, device=self.data.device)  # images, loss, right, right among five
+        for images_NCHW, targets in self.data.batches(part, EVALUATION_BATCH, slice(gang.rank, None, gang.workers)):
             logits_NK = self.logits(images_NCHW, changed)
-            best_N5 = logits_NK.topk(min(5, logits_NK.shape[1])).indices == labels_N[:, None]
-            loss = F.cross_entropy(logits_NK, labels_N, reduction="sum")
-            sums += torch.stack(
-                [
-                    v.double()
-                    for v in (torch.tensor(len(labels_N), device=loss.device), loss, best_N5[:, 0].sum(), best_N5.sum())
-                ]
-            )
-        images, loss, first, five = self._engine.total(sums).tolist()
-        if not math.isfinite(loss):
+            sums[0] += len(targets)
+            sums[1] += loss.added(self.trial, logits_NK, targets).double()
+            hits = loss.right(self.trial, logits_NK, targets)
+            if hits is not None:
+                sums[2:] += hits
+        images, error, first, five = self._engine.total(sums).tolist()
+        if self.trial.facts.regression:
+            return Score(int(images), error / images, None, None)
+        if not math.isfinite(error):
             first = five = math.nan  # the largest of logits that are no numbers says nothing
-        return Score(int(images), loss / images, first / images, five / images)
+        return Score(int(images), error / images, first / images, five / images)
 
     @torch.no_grad()
     def logits(self, images_NCHW: Tensor, changed: dict[str, Tensor] | None = None) -> Tensor:
@@ -104,20 +103,20 @@ class Snapshot:
             return functional_call(self.network, self.statistics | (changed or {}), (images_NCHW,)).float()
 
     def gradients(self, names: list[str]) -> dict[str, Tensor]:
-        """Gradient of the training loss on the next batch (at the end: the last one) with respect to these parameters,
-        trained or not.
+        """Gradient of the loss on the next batch (at the end: the last one) with respect to these parameters,
+        trained or not; penalties and weight decay left out.
 
         Training mode: batch statistics, and this worker holds the whole batch.
         """
-        images_NCHW, labels_N = self.data.batch(min(self.step, self.trial.total_steps - 1))
+        images_NCHW, targets = self.data.batch(min(self.step, self.trial.total_steps - 1))
         parameters = dict(self.network.named_parameters())
         wanted = {name: parameters[name].detach().requires_grad_() for name in names}
         fixed = {name: p.detach() for name, p in parameters.items() if name not in wanted}
         buffers = {name: value.clone() for name, value in self.statistics.items()}
         with _mode(self.network, training=True), alone(self.network), self._precision():
             logits_NK = functional_call(self.network, fixed | wanted | buffers, (images_NCHW,))
-        loss = F.cross_entropy(logits_NK.float(), labels_N)
-        return dict(zip(wanted, torch.autograd.grad(loss, list(wanted.values())), strict=True))
+        value = loss.of_batch(self.trial, logits_NK, targets)
+        return dict(zip(wanted, torch.autograd.grad(value, list(wanted.values())), strict=True))
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.data.device.type, torch.bfloat16, enabled=self.trial.precision is Precision.BF16)

@@ -1,5 +1,6 @@
 """How much of each layer's output is zero (Frankle et al. 2021, section 5)."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -18,7 +19,7 @@ class Sparsity:
     """One ReLU at one step, in evaluation mode on test images."""
 
     step: int  # updates taken
-    layer: str  # module path, "blocks.143.relu2"
+    layer: str  # module path, "blocks.143.relu2"; with ":2" for the second use of the same module in one pass
     layer_index: int  # 0 at the stem, growing towards the output
     images: int
     units: int  # channels times pixels
@@ -31,10 +32,14 @@ def sparsity(at: Snapshot) -> Iterator[Sparsity]:
     layers = [(name, module) for name, module in at.network.named_modules() if isinstance(module, nn.ReLU)]
     zeros: dict[str, Tensor] = {}  # images for which each unit is zero
 
+    uses: Counter[str] = Counter()  # of each module in this pass
+
     def watch(name: str) -> object:
         def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
+            uses[name] += 1
+            use = name if uses[name] == 1 else f"{name}:{uses[name]}"
             found = (output == 0).sum(0).flatten()
-            zeros[name] = zeros[name] + found if name in zeros else found
+            zeros[use] = zeros[use] + found if use in zeros else found
 
         return hook
 
@@ -42,6 +47,7 @@ def sparsity(at: Snapshot) -> Iterator[Sparsity]:
     seen = 0
     try:
         for images_NCHW, _ in at.data.batches("test", EVALUATION_BATCH):
+            uses.clear()
             at.logits(images_NCHW[: IMAGES - seen])
             seen += len(images_NCHW[: IMAGES - seen])
             if seen == IMAGES:
@@ -49,6 +55,8 @@ def sparsity(at: Snapshot) -> Iterator[Sparsity]:
     finally:
         for handle in handles:
             handle.remove()
+    if not zeros:
+        return
     means = torch.stack([z.double().mean() for z in zeros.values()]) / seen
     offs = torch.stack([(z > OFF * seen).double().mean() for z in zeros.values()])
     units = [z.numel() for z in zeros.values()]

@@ -2,13 +2,14 @@
 
 Operations and saved activations are counted, not guessed: the training step runs once on fake tensors,
 which have shapes and no storage. Seconds come from a timed step of a small network of the same shape on
-the machine at hand. A ResNet's costs are affine in the number of blocks, so deep networks are
+the machine at hand. Where a network's costs are affine in the number of its blocks, deep ones are
 extrapolated from two shallow ones, exactly in operations and bytes.
 """
 
+import math
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
@@ -20,17 +21,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
+from bnscale.anatomy import placed
 from bnscale.engine import Gang
 from bnscale.engine.local import LocalEngine
 from bnscale.engine.objective import Objective
 from bnscale.networks import build, trained
-from bnscale.networks.norm import BatchNorm
 from bnscale.probes import HISTOGRAM_BINS, TABLES, Cadence, Probe
 from bnscale.probes.snapshot import EVALUATION_BATCH
-from bnscale.trial import Network, Trainable, Trial
+from bnscale.trial import Network, NormInit, OutputBias, Placement, Trainable, Trial, WeightInit
 
 FLOAT = 4  # bytes
-SHALLOW, DEEPER = 8, 14  # layers of the two networks that are counted and timed
 EVALUATIONS = {"curve": 1, "clamp": 2}  # passes over every part of the data that a reading takes
 
 
@@ -46,7 +46,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Work:
-    """Counted on one training step; all but `blocks` are affine in depth."""
+    """Counted on one training step."""
 
     flops: float  # forward and backward, a multiply-add as two
     forward: float  # flops of the forward pass
@@ -64,27 +64,50 @@ class Work:
 
 def work(trial: Trial) -> Work:
     """Operations, bytes and parameters of one training step of the whole batch."""
-    shallow = _counted(_shape(trial, depth=min(trial.depth, SHALLOW)))
-    if trial.depth <= SHALLOW:
-        return shallow
-    assert trial.network is Network.RESNET, "say how another family grows with depth"
-    return shallow.extrapolated(_counted(_shape(trial, depth=DEEPER)), (trial.depth - SHALLOW) / (DEEPER - SHALLOW))
+    shallow, deeper = _ladder(trial)
+    if shallow == deeper:
+        return _counted(_shape(trial))
+    below, above = (_counted(_shape(trial, depth=depth)) for depth in (shallow, deeper))
+    return below.extrapolated(above, (trial.depth - shallow) / (deeper - shallow))
+
+
+def _ladder(trial: Trial) -> tuple[int, int]:
+    """Two depths from which this one's costs follow exactly, or twice its own where they follow from no others.
+
+    Networks of 6n+2 layers grow by a block of two layers in each of three stages. Where norms stand after every k-th layer,
+    their number grows evenly from n to n+k and not in between.
+    """
+    every = [int(place.rpartition("_")[2]) for place in (trial.placement, trial.affine_at) if place in _EVERY_KTH]
+    if trial.network is Network.LINEAR:
+        start, period = max([2, *(k + 1 for k in every)]), 1
+    elif trial.network in (Network.RESNET, Network.VGG_RESIDUAL):
+        start, period = (14 if 10 in every else 8), 6  # with ten layers, so that there is a tenth
+    else:
+        return trial.depth, trial.depth
+    step = period * math.lcm(*every)
+    shallow = start + (trial.depth - start) % step
+    return (shallow, shallow + step) if trial.depth > shallow + step else (trial.depth, trial.depth)
+
+
+_EVERY_KTH = (Placement.EVERY_2, Placement.EVERY_3, Placement.EVERY_4, Placement.EVERY_5, Placement.EVERY_10)
 
 
 def _shape(trial: Trial, **changes: Any) -> Trial:
     """The trial less what its cost does not depend on, so that counts and timings are shared."""
-    fixed = {"seed": 0, "lr": 0.1, "milestones": (), "warmup": 0.0, "momentum": 0.9, "epochs": None, "steps": 1}
+    fixed = {
+        "seed": 0, "lr": 0.1, "milestones": (), "warmup": 0.0, "momentum": 0.9, "epochs": None, "steps": 1, "plateau": None,
+        "weight_decay": 0.0, "norm_decay": None, "norm_init": NormInit.ONES, "weight_init": WeightInit.HE_NORMAL,
+        "output_bias": OutputBias.RANDOM,
+    }  # fmt: skip
     return type(trial)(**(trial.model_dump() | fixed | changes))
 
 
 @lru_cache(maxsize=256)
 def _counted(trial: Trial) -> Work:
-    facts = trial.data.facts
     with FakeTensorMode():
         network = build(trial)
-        objective = Objective(network, trial.precision)
-        images_NCHW = torch.zeros(trial.batch, facts.channels, facts.side, facts.side)
-        labels_N = torch.zeros(trial.batch, dtype=torch.long)
+        objective = Objective(network, trial)
+        images_NCHW, targets = _batch(trial, torch.zeros)
         kept: dict[int, Tensor] = {}  # alive until the end, so that no storage's number is used twice
 
         def keep(tensor: Tensor) -> Tensor:
@@ -92,7 +115,7 @@ def _counted(trial: Trial) -> Work:
             return tensor
 
         with FlopCounterMode(display=False) as forward, saved_tensors_hooks(keep, lambda t: t):
-            loss = objective(images_NCHW, labels_N)
+            loss = objective(images_NCHW, targets)
         with FlopCounterMode(display=False) as backward:
             if loss.requires_grad:
                 loss.backward()
@@ -105,12 +128,20 @@ def _counted(trial: Trial) -> Work:
             parameters=sum(p.numel() for p in network.parameters()),
             trained=sum(p.numel() for p in trained(network).values()),
             buffers=sum(b.numel() for b in network.buffers()),
-            norms=sum(isinstance(m, BatchNorm) for m in network.modules()),
+            norms=len(trial.norms),
         )
 
 
+def _batch(trial: Trial, images: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
+    """Images and targets of the right shapes and no meaning."""
+    facts = trial.facts
+    shape = (trial.batch, facts.channels, facts.side, facts.side)
+    targets = torch.zeros(trial.batch, facts.classes) if facts.regression else torch.zeros(trial.batch).long()
+    return images(*shape), targets
+
+
 class Pace:
-    """Seconds of a training step on this machine, by timing two shallow networks of each shape once."""
+    """Seconds of a training step on this machine, by timing small networks of each shape once."""
 
     def __init__(self, device: torch.device, threads: int) -> None:
         self.device = device
@@ -120,13 +151,26 @@ class Pace:
     def step(self, trial: Trial) -> float:
         """Seconds of one update of the whole batch by one worker.
 
-        What is timed is the cheapest relative of the trial: width 1, gamma and beta trained, with its
-        data, batch and precision. Width and what trains then count by their operations.
+        What is timed is a cheap relative of the trial: shallow and narrow, gamma and beta trained where there are any, with
+        its data, batch, norm and precision. Width, depth and what trains then count by their operations.
         """
-        narrow = {"width": 1, "trainable": Trainable.BN}
-        shallow, deeper = (self._time(_shape(trial, depth=depth, **narrow)) for depth in (SHALLOW, DEEPER))
-        seconds = shallow + max(deeper - shallow, 0.0) * (trial.depth - SHALLOW) / (DEEPER - SHALLOW)
-        return seconds * work(trial).flops / work(_shape(trial, depth=trial.depth, **narrow)).flops
+        relative: dict[str, Any] = {"trainable": Trainable.BN if trial.affine_norms else Trainable.ALL}
+        match trial.network:
+            case Network.RESNET | Network.VGG_RESIDUAL:
+                relative["width"] = 1
+            case Network.VGG:
+                relative |= {"width": 1, "depth": 11}
+            case Network.IMAGENET_RESNET:
+                relative["depth"] = 18 if trial.depth < 50 else 50
+        if trial.groups is not None and "width" in relative:
+            relative["groups"] = math.gcd(trial.groups, 16)
+        narrow = _shape(trial, **relative)
+        shallow, deeper = _ladder(narrow)
+        seconds = self._time(_shape(narrow, depth=shallow))
+        if shallow != deeper:
+            more = max(self._time(_shape(narrow, depth=deeper)) - seconds, 0.0)
+            seconds += more * (trial.depth - shallow) / (deeper - shallow)
+        return seconds * work(trial).flops / work(narrow).flops
 
     def _time(self, trial: Trial) -> float:
         if trial not in self._timed:
@@ -139,15 +183,13 @@ def _time(trial: Trial, device: torch.device, threads: int) -> float:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        facts = trial.data.facts
         engine = LocalEngine(build(trial), trial, Gang(device=device), None)
-        images_NCHW = torch.randn(trial.batch, facts.channels, facts.side, facts.side, device=device)
+        images_NCHW, targets = (part.to(device) for part in _batch(trial, torch.randn))
         images_NCHW = images_NCHW.to(memory_format=torch.channels_last)
-        labels_N = torch.zeros(trial.batch, dtype=torch.long, device=device)
         seconds = []
         for _ in range(4):
             start = time.perf_counter()
-            loss = engine(images_NCHW, labels_N)
+            loss = engine(images_NCHW, targets)
             engine.backward(loss)
             engine.step(trial.lr)
             loss.item()  # waits for a GPU
@@ -161,7 +203,7 @@ def forecast(trial: Trial, probes: dict[Probe, Cadence], pace: Pace, workers: in
     """What one trial will take, trained by `workers` workers, on GPUs or not."""
     counted = work(trial)
     step = pace.step(trial)
-    facts = trial.data.facts
+    facts = trial.facts
     images = min(facts.train - trial.validation, facts.test) + facts.test + trial.validation
     evaluation = step * counted.forward / counted.flops * images / trial.batch
     passes = sum(EVALUATIONS.get(probe.__name__, 0) * cadence.readings(trial) for probe, cadence in probes.items())
@@ -176,15 +218,17 @@ def forecast(trial: Trial, probes: dict[Probe, Cadence], pace: Pace, workers: in
 
 
 def _data(trial: Trial) -> float:
-    """Bytes of the whole data set as uint8."""
-    facts = trial.data.facts
-    return (facts.train + facts.test) * facts.side**2 * facts.channels
+    """Bytes of the whole data set: a byte a pixel, or vectors of floats."""
+    facts = trial.facts
+    each = 2 * FLOAT * facts.channels if facts.regression else facts.side**2 * facts.channels
+    return (facts.train + facts.test) * each
 
 
 def _training_memory(trial: Trial, counted: Work, workers: int) -> float:
     """Weights, gradients, momentum, what backward needs, and the few maps that live beside that for a moment."""
     weights = FLOAT * (counted.parameters + 2 * counted.trained + counted.buffers)
-    widest = FLOAT * 16 * trial.width * trial.data.facts.side**2  # one image's largest map
+    sites = placed(trial.network, trial.depth, trial.width, trial.facts.side, Placement.EVERY)
+    widest = FLOAT * max((site.channels * site.side**2 for site in sites), default=0)  # one image's largest map
     return weights + counted.saved / workers + 4 * widest * max(trial.batch / workers, EVALUATION_BATCH)
 
 

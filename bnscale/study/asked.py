@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from bnscale import data, query
-from bnscale.networks.norm import check
+from bnscale.networks.workers import check
 from bnscale.probes import TABLES
 from bnscale.schedule import budget
 from bnscale.schedule.budget import Forecast
@@ -16,7 +16,7 @@ from bnscale.store import Store
 from bnscale.study.declare import Study
 from bnscale.study.plan import Planned, plan, relate, settings
 from bnscale.train import readings
-from bnscale.trial import Data, Refusal, Trial
+from bnscale.trial import Refusal, Trial
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Asked:
         folder = (folder or data.default_folder()).expanduser().resolve()
         planned = plan(grid, lambda each: data.pixels(each, folder))
         words = ["--preset", preset, *(word for each in sets or [] for word in ("--set", each)), "--store", str(store)]
-        if any(each.trial.data is not Data.DIGITS for each in planned):
+        if any(each.trial.data.has_files for each in planned):
             words += ["--data", str(folder)]
         return cls(
             study=study,
@@ -89,7 +89,7 @@ class Asked:
     def prepare(self, workers: int) -> None:
         """Fetch what data are not there. Raises `Refusal` where that cannot be, and for what a gang cannot do."""
         for each in self.planned:
-            check(each.trial.batch, each.trial.norm_batch, workers)
+            check(each.trial, workers)
         for each in {planned.trial.data: planned for planned in self.planned}.values():
             data.prepare(each.trial, self.data)
 

@@ -1,0 +1,33 @@
+"""What training minimises, by data set.
+
+Images with labels: the mean cross-entropy over the batch. The linear teacher: half the squared error, added up over the
+batch and not averaged, which is the scale of Santurkar et al. 2018, figure 3. Legend: N images, K classes or outputs.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bnscale.trial import Trial
+
+
+def added(trial: Trial, outputs_NK: Tensor, targets: Tensor) -> Tensor:
+    """The losses of N images, added up: cross-entropy in nats, or half the squared error."""
+    if trial.facts.regression:
+        return (outputs_NK.float() - targets).square().sum() / 2
+    return F.cross_entropy(outputs_NK.float(), targets, reduction="sum")
+
+
+def of_batch(trial: Trial, outputs_NK: Tensor, targets: Tensor) -> Tensor:
+    """The loss of a batch, from any share of it: shares of equal size have it as their mean."""
+    if trial.facts.regression:
+        return added(trial, outputs_NK, targets) * (trial.batch / len(targets))
+    return F.cross_entropy(outputs_NK.float(), targets)
+
+
+def right(trial: Trial, outputs_NK: Tensor, targets: Tensor) -> Tensor | None:
+    """How many of N images have their label as the largest output, and in the five largest; None for a regression."""
+    if trial.facts.regression:
+        return None
+    best_N5 = outputs_NK.topk(min(5, outputs_NK.shape[1])).indices == targets[:, None]
+    return torch.stack([best_N5[:, 0].sum(), best_N5.sum()])

@@ -1,0 +1,186 @@
+"""Statistics over the images of one or several workers, and normalizing by them, forward and backward.
+
+Every pass over the images is a native kernel. Where workers share a statistic they hold equally many images.
+
+Shapes: N images of this worker, C channels, H, W pixels, P workers behind one statistic.
+"""
+
+from enum import Enum
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class Size(Enum):
+    """What the centred images of a channel are divided by."""
+
+    DEVIATION = "standard deviation"
+    L1 = "mean |x|"
+    L2 = "root mean x^2"
+    LINF = "largest |x|"
+
+
+class Statistic(NamedTuple):
+    """Of one channel each, over so many `values`."""
+
+    size: Size
+    values: int
+    mean_C: Tensor
+    size_C: Tensor  # what is divided by, without epsilon
+    square_C: Tensor  # its square
+    running_C: Tensor  # what the running variance moves by: unbiased where it is a variance
+
+
+@torch.no_grad()
+def statistic(images_NCHW: Tensor, size: Size, channels: int, peers: dist.ProcessGroup | None) -> Statistic:
+    """The mean and the size over all images of the peers; in float32 where the images are half as wide.
+
+    Each worker's means and sums of squared deviations are combined as by Chan, Golub & LeVeque 1979: a sum of
+    squares would cancel where the mean is large.
+    """
+    images_NCHW = images_NCHW.contiguous(memory_format=_layout(images_NCHW))
+    count = images_NCHW.numel() // channels  # values of one channel on this worker
+    wide = torch.promote_types(images_NCHW.dtype, torch.float32)
+    over = [0, *range(2, images_NCHW.dim())]
+    # The running statistics given here only set the type of what comes back.
+    like_C = torch.zeros(channels, dtype=wide, device=images_NCHW.device)
+    own = list(torch.batch_norm_update_stats(images_NCHW, like_C, like_C.clone(), 1.0))
+    if size is Size.L1:
+        own.append(torch.linalg.vector_norm(images_NCHW, 1, over, dtype=wide) / count)
+    elif size is Size.LINF:
+        own.append(torch.linalg.vector_norm(images_NCHW, torch.inf, over, dtype=wide))
+
+    own_SC = torch.stack(own)
+    workers = 1 if peers is None else dist.get_world_size(peers)
+    all_PSC = own_SC.new_empty(workers, *own_SC.shape)
+    if peers is None:
+        all_PSC[0] = own_SC
+    else:
+        dist.all_gather(list(all_PSC.unbind()), own_SC, group=peers)
+    mean_PC, variance_PC, *size_PC = all_PSC.unbind(1)
+    mean_C = mean_PC.mean(0)
+    square_C = variance_C = variance_PC.mean(0) + (mean_PC - mean_C).square().mean(0)
+    count *= workers
+    match size:
+        case Size.DEVIATION:
+            return Statistic(size, count, mean_C, variance_C.sqrt(), variance_C, variance_C * (count / (count - 1)))
+        case Size.L2:
+            square_C = variance_C + mean_C.square()
+            size_C = square_C.sqrt()
+        case Size.L1:
+            size_C = size_PC[0].mean(0)
+            square_C = size_C.square()
+        case Size.LINF:
+            size_C = size_PC[0].amax(0)
+            square_C = size_C.square()
+    return Statistic(size, count, mean_C, size_C, square_C, square_C)
+
+
+def normalised(
+    images_NCHW: Tensor,
+    gamma_C: Tensor | None,
+    beta_C: Tensor | None,
+    by: Statistic,
+    eps: float,
+    peers: dist.ProcessGroup | None,
+) -> Tensor:
+    """gamma * (images - mean) / sqrt(size^2 + eps) + beta, in the images' own type.
+
+    The gradient knows that mean and size are functions of the images of all peers; it can be taken once.
+    """
+    return _Normalise.apply(images_NCHW, gamma_C, beta_C, by, eps, peers)
+
+
+class _Normalise(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        images_NCHW: Tensor,
+        gamma_C: Tensor | None,
+        beta_C: Tensor | None,
+        by: Statistic,
+        eps: float,
+        peers: dist.ProcessGroup | None,
+    ) -> Tensor:
+        layout = _layout(images_NCHW)
+        images_NCHW = images_NCHW.contiguous(memory_format=layout)
+        gamma_C = torch.ones_like(by.mean_C) if gamma_C is None else gamma_C
+        beta_C = torch.zeros_like(by.mean_C) if beta_C is None else beta_C
+        ctx.save_for_backward(images_NCHW, gamma_C, by.mean_C, by.size_C, by.square_C)
+        ctx.size, ctx.count, ctx.eps, ctx.peers, ctx.layout = by.size, by.values, eps, peers, layout
+        return F.batch_norm(images_NCHW, by.mean_C, by.square_C, gamma_C, beta_C, False, 0.0, eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_NCHW: Tensor) -> tuple[Tensor | None, ...]:
+        """With x' = (x - mean) / s, s = sqrt(size^2 + eps), and sums over the values of all peers,
+
+        dL/dgamma = sum g x',  dL/dbeta = sum g,
+        dL/dx = gamma / s * (g - sum g / count - dL/dgamma / s * size * dsize/dx),
+
+        where size * dsize/dx is (x - mean) / count for the deviation, x / count for l_2, size * sign(x) / count for
+        l_1, and size * sign(x) at the largest |x| for l_inf, in equal parts where several are the largest.
+        """
+        images_NCHW, gamma_C, mean_C, size_C, square_C = ctx.saved_tensors
+        gradient_NCHW = gradient_NCHW.contiguous(memory_format=ctx.layout)
+        scale_C = (square_C + ctx.eps).rsqrt()
+        _, gamma_gradient_C, beta_gradient_C = torch.ops.aten.native_batch_norm_backward(
+            gradient_NCHW, images_NCHW, gamma_C, mean_C, square_C, mean_C, scale_C, True, ctx.eps, [False, True, True]
+        )
+        images_gradient_NCHW = None
+        if ctx.needs_input_grad[0]:
+            # Every value moves the mean and the size of every worker: hence the sums over the peers.
+            sums_2C = torch.stack([gamma_gradient_C, beta_gradient_C])
+            if ctx.peers is not None:
+                dist.all_reduce(sums_2C, group=ctx.peers)
+            slope_C = gamma_C * scale_C
+            through_size_C, through_mean_C = -slope_C * sums_2C / ctx.count
+            if ctx.size in (Size.DEVIATION, Size.L2):
+                if ctx.size is Size.L2:  # x / s is x' + mean / s
+                    through_mean_C = through_mean_C + through_size_C * mean_C * scale_C
+                images_gradient_NCHW = F.batch_norm(
+                    images_NCHW, mean_C, square_C, through_size_C, through_mean_C, False, 0.0, ctx.eps
+                )
+            else:
+                sign_NCHW = images_NCHW.sign()
+                if ctx.size is Size.LINF:
+                    sign_NCHW, ties_C = _at_largest(images_NCHW, sign_NCHW, size_C, ctx.peers)
+                    through_size_C = through_size_C * ctx.count / ties_C
+                slope_of_sign_C = through_size_C * size_C * scale_C
+                images_gradient_NCHW = sign_NCHW.mul_(_as(slope_of_sign_C, images_NCHW))
+                images_gradient_NCHW.add_(_as(through_mean_C, images_NCHW))
+            images_gradient_NCHW.addcmul_(gradient_NCHW, _as(slope_C, gradient_NCHW))
+        return (
+            images_gradient_NCHW,
+            gamma_gradient_C if ctx.needs_input_grad[1] else None,
+            beta_gradient_C if ctx.needs_input_grad[2] else None,
+            None,
+            None,
+            None,
+        )
+
+
+def _at_largest(
+    images_NCHW: Tensor, sign_NCHW: Tensor, size_C: Tensor, peers: dist.ProcessGroup | None
+) -> tuple[Tensor, Tensor]:
+    """The sign of the images where they are the largest of their channel, 0 elsewhere; how many those are."""
+    largest_NCHW = images_NCHW.abs() == _as(size_C, images_NCHW)
+    ties_C = largest_NCHW.sum([0, *range(2, images_NCHW.dim())]).to(size_C.dtype)
+    if peers is not None:
+        dist.all_reduce(ties_C, group=peers)
+    return sign_NCHW.mul_(largest_NCHW), ties_C
+
+
+def _as(values_C: Tensor, images_NCHW: Tensor) -> Tensor:
+    """Values of the channels, of the images' type and ready to be broadcast over them."""
+    return values_C.to(images_NCHW.dtype).view(-1, *(1 for _ in images_NCHW.shape[2:]))
+
+
+def _layout(images_NCHW: Tensor) -> torch.memory_format:
+    """Channels last where the images are so and nothing else."""
+    last = images_NCHW.dim() == 4 and images_NCHW.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last and not images_NCHW.is_contiguous() else torch.contiguous_format
