@@ -227,7 +227,7 @@ def _read(data: Data, folder: Path) -> tuple[Pictures, Pictures]:
 
 
 def _teacher(dimensions: int, device: torch.device) -> Loaded:
-    """x standard normal and targets A x, A of standard normal entries, the same for all seeds (Santurkar et al. 3.1)."""
+    """x standard normal and targets A x, A of standard normal entries, one for all seeds (Santurkar et al. 3.1)."""
     teacher_KK = torch.randn(dimensions, dimensions, generator=_draws(0, f"teacher/{dimensions}"))
     splits = []
     for part, count in (("train", Data.LINEAR_TEACHER.facts.train), ("test", Data.LINEAR_TEACHER.facts.test)):

@@ -76,9 +76,9 @@ FRANKLE_CIFAR = (
 )
 
 # The same paper on ImageNet (open_lth, models/imagenet_resnet.py): batch 1024, rate 0.4, 90 epochs, divided by 10
-# at epochs 30, 60 and 80, five epochs of linear warm-up; ResNets of 18 to 200 layers (`depth`). It lacks what this project
-# cannot give it yet: the data set. Over how many of a batch's images the authors' GPUs took their statistics is not
-# written anywhere: `norm_batch` assumes the whole batch.
+# at epochs 30, 60 and 80, five epochs of linear warm-up; ResNets of 18 to 200 layers (`depth`). It lacks what this
+# project cannot give it yet: the data set. Over how many of a batch's images the authors' GPUs took their statistics
+# is not written anywhere: `norm_batch` assumes the whole batch.
 FRANKLE_IMAGENET = (
     BATCH_NORM
     | NO_PENALTIES
@@ -114,8 +114,9 @@ FRANKLE_DIGITS = FRANKLE_CIFAR | {
     "epochs": 6,
 }
 
-# The interim report's VGG-38 with residual connections: 100 epochs on CIFAR-100. The report says no more of it; network and
-# width are those of the course it comes from (three stages of six blocks of two convolutions, 32 channels), all else as above.
+# The interim report's VGG-38 with residual connections: 100 epochs on CIFAR-100. The report says no more of it; network
+# and width are those of the course it comes from (three stages of six blocks of two convolutions, 32 channels); all
+# else is as above.
 VGG38_CIFAR100 = FRANKLE_CIFAR | {
     "data": Data.CIFAR100,
     "network": Network.VGG_RESIDUAL,
@@ -126,8 +127,8 @@ VGG38_CIFAR100 = FRANKLE_CIFAR | {
 }
 
 # Bjorck, Gomes, Selman & Weinberger 2018 (arXiv:1806.02375): ResNet-110 on CIFAR-10, batch 128, momentum 0.9, the rate
-# divided by 10 at half and three quarters of the training, from a summary and figures of the paper. 165 epochs, weight decay
-# 5e-4 and Glorot weights are from memory. The summary says that the rate is cut "when learning plateaus":
+# divided by 10 at half and three quarters of the training, from a summary and figures of the paper. 165 epochs, weight
+# decay 5e-4 and Glorot weights are from memory. The summary says that the rate is cut "when learning plateaus":
 # `--set plateau=10 --set milestones=none` does that.
 BJORCK_CIFAR = FRANKLE_CIFAR | {
     "depth": 110,
@@ -138,10 +139,10 @@ BJORCK_CIFAR = FRANKLE_CIFAR | {
     "weight_decay": 5e-4,
 }
 
-# Santurkar, Tsipras, Ilyas & Madry 2018 (arXiv:1805.11604v3): a VGG-like network of at least 13 convolutions on CIFAR-10
-# without augmentation, Glorot weights, plain SGD at a fixed rate, batch 128, 15,000 steps. That it is VGG-16 is our
-# reading of the layers that its figures name. Its losses start higher than a cross-entropy can: some weight decay is
-# in them, of unknown size; there is none here.
+# Santurkar, Tsipras, Ilyas & Madry 2018 (arXiv:1805.11604v3): a VGG-like network of at least 13 convolutions on
+# CIFAR-10 without augmentation, Glorot weights, plain SGD at a fixed rate, batch 128, 15,000 steps. That it is VGG-16
+# is our reading of the layers that its figures name. Its losses start higher than a cross-entropy can: some weight decay
+# is in them, of unknown size; there is none here.
 SANTURKAR_VGG = FRANKLE_CIFAR | {
     "augmentation": Augmentation.NONE,
     "network": Network.VGG,
@@ -156,9 +157,9 @@ SANTURKAR_VGG = FRANKLE_CIFAR | {
     "weight_decay": 0.0,
 }
 
-# The same paper's deep linear network (section 3.1): 25 matrices of 10 by 10, the squared error against a Gaussian teacher on
-# 1,000 Gaussian vectors, full-batch gradient descent, 10,000 steps at 1e-6 or 1e-7, Glorot weights. Its plots show the
-# error added up over the vectors and halved, as near as their first values tell; so do we.
+# The same paper's deep linear network (section 3.1): 25 matrices of 10 by 10, the squared error against a Gaussian
+# teacher on 1,000 Gaussian vectors, full-batch gradient descent, 10,000 steps at 1e-6 or 1e-7, Glorot weights. Its
+# plots show the error added up over the vectors and halved, as near as their first values tell; so do we.
 SANTURKAR_LINEAR = SANTURKAR_VGG | {
     "data": Data.LINEAR_TEACHER,
     "validation": 0,

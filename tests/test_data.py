@@ -234,7 +234,7 @@ sys.path.insert(0, "tests")
 from examples import digits
 from torchvision import datasets
 from bnscale.data import prepare
-from bnscale.trial import Data, _FACTS
+from bnscale.choices import Data, _FACTS
 _FACTS[Data.MNIST] = _FACTS[Data.MNIST]._replace(train=20, test=6)
 mirror, sums, folder = sys.argv[1], json.loads(sys.argv[2]), Path(sys.argv[3])
 datasets.MNIST.mirrors, datasets.MNIST.resources = [mirror], [tuple(each) for each in sums]

@@ -152,7 +152,7 @@ def even_biases(logits_NK: np.ndarray) -> np.ndarray:
     """Biases b_K of mean 0 with mean_N softmax(logits + b) = 1 / K, to 1e-6.
 
     They minimise the convex mean_N logsumexp(logits + b) - mean_K b, whose gradient is that difference. Logits that
-    lie far apart make it nearly piecewise linear, so it is solved with closer logits first, each solution near the last.
+    lie far apart make it nearly piecewise linear, so it is solved with closer logits first, solution near solution.
     """
     classes = logits_NK.shape[1]
     spread = max(float(np.ptp(logits_NK, axis=1).max()), 1.0)

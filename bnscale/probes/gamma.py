@@ -29,9 +29,8 @@ class Gamma:
     gamma_q95: float | None
     gamma_mean: float | None  # of gamma itself, with its sign
     gamma_sd: float | None
-    gamma_gradient_rms: (
-        float | None
-    )  # root mean square over channels of dL/dgamma on the next batch; at the end, on the last
+    # Root mean square over channels of dL/dgamma on the next batch; at the end, on the last.
+    gamma_gradient_rms: float | None
     beta_mean: float | None
     beta_sd: float | None
     beta_gradient_rms: float | None

@@ -74,8 +74,8 @@ def work(trial: Trial) -> Work:
 def _ladder(trial: Trial) -> tuple[int, int]:
     """Two depths from which this one's costs follow exactly, or twice its own where they follow from no others.
 
-    Networks of 6n+2 layers grow by a block of two layers in each of three stages. Where norms stand after every k-th layer,
-    their number grows evenly from n to n+k and not in between.
+    Networks of 6n+2 layers grow by a block of two layers in each of three stages. Where norms stand after every k-th
+    layer, their number grows evenly from n to n+k and not in between.
     """
     every = [int(place.rpartition("_")[2]) for place in (trial.placement, trial.affine_at) if place in _EVERY_KTH]
     if trial.network is Network.LINEAR:
@@ -95,7 +95,8 @@ _EVERY_KTH = (Placement.EVERY_2, Placement.EVERY_3, Placement.EVERY_4, Placement
 def _shape(trial: Trial, **changes: Any) -> Trial:
     """The trial less what its cost does not depend on, so that counts and timings are shared."""
     fixed = {
-        "seed": 0, "lr": 0.1, "milestones": (), "warmup": 0.0, "momentum": 0.9, "epochs": None, "steps": 1, "plateau": None,
+        "seed": 0, "lr": 0.1, "milestones": (), "warmup": 0.0, "momentum": 0.9, "epochs": None, "steps": 1,
+        "plateau": None,
         "weight_decay": 0.0, "norm_decay": None, "norm_init": NormInit.ONES, "weight_init": WeightInit.HE_NORMAL,
         "output_bias": OutputBias.RANDOM,
     }  # fmt: skip
@@ -151,8 +152,8 @@ class Pace:
     def step(self, trial: Trial) -> float:
         """Seconds of one update of the whole batch by one worker.
 
-        What is timed is a cheap relative of the trial: shallow and narrow, gamma and beta trained where there are any, with
-        its data, batch, norm and precision. Width, depth and what trains then count by their operations.
+        What is timed is a cheap relative of the trial: shallow and narrow, gamma and beta trained where there are any,
+        with its data, batch, norm and precision. Width, depth and what trains then count by their operations.
         """
         relative: dict[str, Any] = {"trainable": Trainable.BN if trial.affine_norms else Trainable.ALL}
         match trial.network:
