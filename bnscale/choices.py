@@ -84,7 +84,7 @@ class Augmentation(Choice):
 
 class Network(Choice):
     RESNET = "resnet", "CIFAR ResNet: three stages of blocks of two (He et al. 2016, section 4.2; Frankle et al. 2021)"
-    VGG = "vgg", "VGG for CIFAR, 11 to 19 layers (Frankle's code; 16 of them serve Santurkar et al. 2018)"
+    VGG = "vgg", "VGG for CIFAR with one linear layer (Frankle's code); Santurkar et al. 2018's is like VGG-16"
     VGG_RESIDUAL = "vgg_residual", "VGG of one width with skips around blocks of two, 38 layers (interim report)"
     IMAGENET_RESNET = "imagenet_resnet", "torchvision's ResNet-18 to -152, and -200 (He et al. 2016, table 1)"
     LINEAR = "linear", "deep linear network, a product of matrices (Santurkar et al. 2018, 3.1; Bjorck et al. 2018, 4)"

@@ -84,7 +84,7 @@ class Trial(BaseModel):
     augmentation: Augmentation
 
     network: Network
-    depth: int  # layers with weights on the longest path, shortcuts not counted
+    depth: int  # layers with weights on the longest path, shortcuts not counted; of a VGG, two less
     width: int = Field(ge=1)  # multiple of 16 channels in the first stage; of a linear network, its dimension
     weight_init: Annotated[WeightInit, Before(WeightInit.HE_NORMAL)]
     output_bias: Annotated[OutputBias, Before(OutputBias.RANDOM)]
@@ -133,8 +133,9 @@ class Trial(BaseModel):
     @model_validator(mode="after")
     def _rules(self) -> Self:
         """The first rule that the fields together break."""
-        for broken in (*_network_rules(self), *_norm_rules(self), *_training_rules(self)):
-            raise ValueError(broken)
+        for rules in (_network_rules, _norm_rules, _training_rules):
+            for broken in rules(self):
+                raise ValueError(broken)
         return self
 
     # --- time: everything is a function of the step ---------------------------------------------

@@ -141,8 +141,8 @@ BJORCK_CIFAR = FRANKLE_CIFAR | {
 
 # Santurkar, Tsipras, Ilyas & Madry 2018 (arXiv:1805.11604v3): a VGG-like network of at least 13 convolutions on
 # CIFAR-10 without augmentation, Glorot weights, plain SGD at a fixed rate, batch 128, 15,000 steps. That it is VGG-16
-# is our reading of the layers that its figures name. Its losses start higher than a cross-entropy can: some weight decay
-# is in them, of unknown size; there is none here.
+# is our reading of the layers that its figures name. Its losses start higher than a cross-entropy can: some weight
+# decay is in them, of unknown size; there is none here.
 SANTURKAR_VGG = FRANKLE_CIFAR | {
     "augmentation": Augmentation.NONE,
     "network": Network.VGG,

@@ -35,6 +35,16 @@ class NormLayer(nn.Module):
         self.register_parameter("weight", nn.Parameter(torch.ones(channels)) if gamma else None)
         self.register_parameter("bias", nn.Parameter(torch.zeros(channels)) if beta else None)
 
+    def gamma_beta(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Both, as kernels take them: a part that is missing is 1 or 0, in float32 where the images are half as wide.
+
+        Left out instead, torch 2.15 loses beta in batch norm's second derivative and fails on bfloat16 in group norm.
+        """
+        wide = torch.promote_types(images_NCHW.dtype, torch.float32)
+        gamma_C = images_NCHW.new_ones(self.channels, dtype=wide) if self.weight is None else self.weight
+        beta_C = images_NCHW.new_zeros(self.channels, dtype=wide) if self.bias is None else self.bias
+        return gamma_C, beta_C
+
     def extra_repr(self) -> str:
         has = [name for name, part in (("gamma", self.weight), ("beta", self.bias)) if part is not None]
         return ", ".join([str(self.channels), *has])
@@ -52,7 +62,7 @@ class GroupNorm(NormLayer):
         self.groups = groups
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
-        return F.group_norm(images_NCHW, self.groups, self.weight, self.bias, EPS)
+        return F.group_norm(images_NCHW, self.groups, *self.gamma_beta(images_NCHW), EPS)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, groups={self.groups}"
@@ -110,21 +120,20 @@ class BatchNorm(NormLayer):
     def _group(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images that share one statistic, normalized; its mean, and what the running variance moves by."""
         if self.peers is not None:
-            return self._by(images_NCHW, Size.DEVIATION, self.weight, self.bias)
+            return self._by(images_NCHW, Size.DEVIATION)
         # With momentum 1 torch's kernel hands out the group's statistics as "running" ones.
         mean_C, variance_C = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
         return self._native(images_NCHW, mean_C, variance_C, 1.0), mean_C, variance_C
 
-    def _by(
-        self, images_NCHW: Tensor, size: Size, gamma_C: Tensor | None, beta_C: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _by(self, images_NCHW: Tensor, size: Size) -> tuple[Tensor, Tensor, Tensor]:
         found = statistic(images_NCHW, size, self.channels, self.peers)
-        return normalised(images_NCHW, gamma_C, beta_C, found, EPS, self.peers), found.mean_C, found.running_C
+        images_NCHW = normalised(images_NCHW, *self.gamma_beta(images_NCHW), found, EPS, self.peers)
+        return images_NCHW, found.mean_C, found.running_C
 
     def _native(self, images_NCHW: Tensor, mean_C: Tensor, square_C: Tensor, momentum: float) -> Tensor:
         """torch's kernel; in training mode it moves `mean_C` and `square_C` towards the batch's."""
         training = self.training
-        return F.batch_norm(images_NCHW, mean_C, square_C, self.weight, self.bias, training, momentum, EPS)
+        return F.batch_norm(images_NCHW, mean_C, square_C, *self.gamma_beta(images_NCHW), training, momentum, EPS)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, norm_batch={self.norm_batch}"
@@ -145,7 +154,7 @@ class LpNorm(BatchNorm):
         return self._grouped(images_NCHW)
 
     def _group(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self._by(images_NCHW, self.size, self.weight, self.bias)
+        return self._by(images_NCHW, self.size)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.size.value}"
@@ -177,15 +186,15 @@ class BatchRenorm(BatchNorm):
     def _group(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         found = statistic(images_NCHW, Size.DEVIATION, self.channels, self.peers)
         with torch.no_grad():
-            start, end = self.rise
-            risen = ((self.num_batches_tracked - start) / max(end - start, 1e-9)).clamp(0, 1)
-            r_max, d_max = 1 + (self.r_max - 1) * risen, self.d_max * risen
             running_C = (self.running_var + EPS).sqrt()
+            start, end = self.rise
+            gone = self.num_batches_tracked - start
+            risen = (gone / (end - start)).clamp(0, 1) if end > start else (gone >= 0).to(running_C)
+            r_max, d_max = 1 + (self.r_max - 1) * risen, self.d_max * risen
             r_C = ((found.square_C + EPS).sqrt() / running_C).clamp(1 / r_max, r_max)
             d_C = ((found.mean_C - self.running_mean) / running_C).clamp(-d_max, d_max)
-        gamma_C = r_C if self.weight is None else self.weight * r_C
-        beta_C = d_C if self.weight is None else self.weight * d_C
-        beta_C = beta_C if self.bias is None else beta_C + self.bias
+        gamma_C, beta_C = self.gamma_beta(images_NCHW)
+        gamma_C, beta_C = gamma_C * r_C, gamma_C * d_C + beta_C
         if self.peers is not None:
             images_NCHW = normalised(images_NCHW, gamma_C, beta_C, found, EPS, self.peers)
         else:

@@ -81,12 +81,7 @@ def statistic(images_NCHW: Tensor, size: Size, channels: int, peers: dist.Proces
 
 
 def normalised(
-    images_NCHW: Tensor,
-    gamma_C: Tensor | None,
-    beta_C: Tensor | None,
-    by: Statistic,
-    eps: float,
-    peers: dist.ProcessGroup | None,
+    images_NCHW: Tensor, gamma_C: Tensor, beta_C: Tensor, by: Statistic, eps: float, peers: dist.ProcessGroup | None
 ) -> Tensor:
     """gamma * (images - mean) / sqrt(size^2 + eps) + beta, in the images' own type.
 
@@ -100,16 +95,14 @@ class _Normalise(torch.autograd.Function):
     def forward(
         ctx: Any,
         images_NCHW: Tensor,
-        gamma_C: Tensor | None,
-        beta_C: Tensor | None,
+        gamma_C: Tensor,
+        beta_C: Tensor,
         by: Statistic,
         eps: float,
         peers: dist.ProcessGroup | None,
     ) -> Tensor:
         layout = _layout(images_NCHW)
         images_NCHW = images_NCHW.contiguous(memory_format=layout)
-        gamma_C = torch.ones_like(by.mean_C) if gamma_C is None else gamma_C
-        beta_C = torch.zeros_like(by.mean_C) if beta_C is None else beta_C
         ctx.save_for_backward(images_NCHW, gamma_C, by.mean_C, by.size_C, by.square_C)
         ctx.size, ctx.count, ctx.eps, ctx.peers, ctx.layout = by.size, by.values, eps, peers, layout
         return F.batch_norm(images_NCHW, by.mean_C, by.square_C, gamma_C, beta_C, False, 0.0, eps)

@@ -33,9 +33,10 @@ class Halve(nn.Module):
 
 
 class VGG(nn.Module):
-    """VGG-11, -13, -16 or -19 with one linear layer (open_lth, models/cifar_vgg.py): there 64 channels, `width` 4.
+    """VGG-11, -13, -16 or -19 as in Frankle's code (open_lth, models/cifar_vgg.py): there 64 channels, `width` 4.
 
-    `layers.1` to `layers.<depth - 1>` are the convolutions, numbered as the papers do. Logits (N, classes).
+    Of the three linear layers in their names one is left, so VGG-16 has 13 convolutions: `layers.1` to `layers.13`,
+    numbered as the papers do. Logits (N, classes).
     """
 
     def __init__(self, depth: int, width: int, channels: int, classes: int, norm: Callable[[str], nn.Module]) -> None:
