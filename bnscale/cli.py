@@ -2,6 +2,8 @@
 
 bnscale sql "select ..."            ask a store
 bnscale export results.duckdb       every view as a table, for other tools
+bnscale networks                    every word a trial may choose, and the parameters of the networks
+bnscale export-network TRIAL ...    a trained network as a file of what its seed does not give back
 bnscale study FILE [plan|run|...]   a study file's own commands; a mistake in the file is told in one line
 """
 
@@ -19,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Ask the results of studies, or run a study file.",
+    help="Ask the results of studies, look up what a trial may choose, or run a study file.",
 )
 
 StorePath = Annotated[Path, typer.Option("--store", help="Folder of results.")]
@@ -53,6 +55,39 @@ def _export(
 
     query.open(store, TABLES, skip_damaged=skip).export(file)
     print(f"wrote {file}")
+
+
+@app.command("export-network")
+def _export_network(
+    trial: Annotated[str, typer.Argument(help="The id of a finished trial, or a unique beginning of one.")],
+    out: Annotated[Path, typer.Option("--out", help="A safetensors file to write; an earlier one is replaced.")],
+    store: StorePath = Path("results"),
+) -> None:
+    """A trained network as one small file; bnscale.load_network(file) rebuilds it from its seed."""
+    from bnscale import network_file
+    from bnscale.store import Store
+
+    print(network_file.export(Store.existing(store), trial, out))
+
+
+@app.command("networks")
+def _networks(
+    network: Annotated[str | None, typer.Option("--network", help="Count one family only.")] = None,
+    depth: Annotated[str | None, typer.Option("--depth", help="Depths, such as 14,56.")] = None,
+    width: Annotated[str | None, typer.Option("--width", help="The papers' own if not given.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="cifar10, or linear_teacher for linear.")] = None,
+) -> None:
+    """Every word a trial may choose, and how many parameters the networks have; with an option, only these."""
+    from rich.console import Console
+
+    from bnscale import catalogue
+
+    console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 112)
+    depths = None if depth is None else [each.strip() for each in depth.split(",")]
+    trials = catalogue.asked(network, depths, width, data)
+    if (network, depth, width, data) == (None,) * 4:
+        catalogue.say_words(console)
+    catalogue.say_counts(trials, console)
 
 
 @app.command(
