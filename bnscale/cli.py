@@ -14,7 +14,6 @@ from typing import Annotated
 
 import typer
 
-from bnscale.study.mistake import sentence
 from bnscale.trial import Refusal
 
 app = typer.Typer(
@@ -95,6 +94,8 @@ def _networks(
 )
 def _study(context: typer.Context, file: Annotated[Path, typer.Argument(help="A study file.")]) -> None:
     """Run a study file with the words that follow it."""
+    from bnscale.study.mistake import sentence
+
     if not file.is_file():
         raise Refusal(f"study {file}: there is no such file; the studies are in studies/")
     sys.argv = [str(file), *context.args]
