@@ -3,7 +3,7 @@
 import multiprocessing
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 
@@ -26,13 +26,18 @@ class Crew:
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         for end in self._ends:
             end.send((function, arguments))
-        answers = []
-        for rank, end in enumerate(self._ends):
-            assert end.poll(120), f"worker {rank} of {self.workers} did not answer {function.__name__}{arguments}"
-            answers.append(end.recv())
-        for rank, (_, failure) in enumerate(answers):
-            assert failure is None, f"worker {rank} of {self.workers}:\n{failure}"
-        return [answer for answer, _ in answers]
+        answers: dict[int, Any] = {}
+        while len(answers) < self.workers:
+            silent = [end for rank, end in enumerate(self._ends) if rank not in answers]
+            heard = wait(silent, timeout=100)
+            assert heard, f"of {self.workers} workers only {sorted(answers)} answered {function.__name__}{arguments}"
+            for end in heard:
+                rank = self._ends.index(end)
+                answer, failure = end.recv()
+                # At once: the others may wait for this one for ever.
+                assert failure is None, f"worker {rank} of {self.workers}:\n{failure}"
+                answers[rank] = answer
+        return [answers[rank] for rank in range(self.workers)]
 
     def dismiss(self) -> None:
         for end in self._ends:

@@ -24,7 +24,18 @@ from bnscale.engine import Gang, checkpoint
 from bnscale.engine.local import LocalEngine
 from bnscale.engine.objective import Objective, decays
 from bnscale.networks.norm import BatchNorm
-from bnscale.trial import Augmentation, Precision, Refusal, Trainable, Trial
+from bnscale.trial import (
+    Affine,
+    Augmentation,
+    DecayOn,
+    Network,
+    Norm,
+    Placement,
+    Precision,
+    Refusal,
+    Trainable,
+    Trial,
+)
 
 BATCH = 16
 STEPS = 6
@@ -204,6 +215,33 @@ def test_frozen_weights_keep_their_initialisation_to_the_last_bit(two, zero):
     for got in two(by_gang, of, zero):
         for name, p in network.named_parameters():
             assert torch.equal(got["state"][name], p) is not p.requires_grad, name
+
+
+OTHERS: list[dict[str, Any]] = [
+    *({"norm": each} for each in Norm if each.over_images and each is not Norm.RENORM),
+    {"norm": Norm.RENORM, "renorm_r": 3.0, "renorm_d": 5.0, "renorm_start": 0.0, "renorm_end": 0.5},
+    {"norm": Norm.GROUP, "groups": 4},
+    {"norm": Norm.LAYER},
+    {"norm": Norm.INSTANCE},
+    {"norm": Norm.NONE, "lr": 0.01},
+    {"norm": Norm.NOISE, "lr": 0.001},
+    {"placement": Placement.LAST, "lr": 0.01},
+    {"gamma_l1": 0.01, "beta_l2": 0.01, "norm_decay": 0.1, "decay_on": DecayOn.WEIGHTS},
+    {"network": Network.VGG, "depth": 11, "affine": Affine.GAMMA},
+    {"network": Network.VGG_RESIDUAL, "depth": 14},
+]
+
+
+# A statistic of four values behind the last pooling is divided by almost nothing where a feature is silent, and a rounding
+# with it; what groups of four are is test_norm_kinds', in float64.
+GROUPED = [{**fields, "norm_batch": BATCH // 4} for fields in OTHERS if fields.get("placement") is not Placement.LAST]
+GROUPED = [fields for fields in GROUPED if trial(**fields).norm_batch == BATCH // 4]
+
+
+@pytest.mark.parametrize("fields", OTHERS + GROUPED, ids=lambda fields: "-".join(map(str, fields.values())))
+def test_one_worker_and_two_agree_for_every_norm_placement_and_penalty(two, fields):
+    of = trial(**fields)
+    assert_same_training(two(by_gang, of, 1), by_one(of))
 
 
 def after_a_broken_image(rank: int, zero: int) -> dict[str, Tensor]:

@@ -244,6 +244,7 @@ class DeepSpeedEngine:
         if not any(kept.get("momentum_buffer") is not None for kept in self._sgd.state.values()):
             return {}
         if self._zero:
+            self._link()
             return {name: safe_get_full_optimizer_state(p, "momentum_buffer") for name, p in self._trained.items()}
         return {name: self._sgd.state[p]["momentum_buffer"] for name, p in self._trained.items()}
 
@@ -258,10 +259,19 @@ class DeepSpeedEngine:
             for group in self._sgd.param_groups:
                 for partition in group["params"]:
                     self._sgd.state[partition]["momentum_buffer"] = torch.zeros_like(partition)
-            # DeepSpeed links parameters to their part of the partition at the first update, which may lie behind us.
-            self._optimizer._lazy_init_hp_params_optimizer_state()
+            self._link()
             for name, buffer in momentum.items():
                 safe_set_full_optimizer_state(self._trained[name], buffer, "momentum_buffer")
+
+
+    def _link(self) -> None:
+        """Link every parameter to its part of the partitioned momentum.
+
+        DeepSpeed does so once, when it has updated the first group of parameters: the others have no momentum yet. And
+        after a restore its first update lies behind us.
+        """
+        self._optimizer._hp_optimizer_states_linked = False
+        self._optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def _tell(what: Any) -> Any:
