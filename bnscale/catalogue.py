@@ -45,6 +45,7 @@ SECTIONS: dict[str, tuple[type[Choice], str]] = {
     "weight_init": (WeightInit, "initial weights"),
     "output_bias": (OutputBias, "initial biases of the classifier"),
     "data": (Data, "what is learned"),
+    "pixels": (Pixels, "what happened to the images before we got them"),
     "augmentation": (Augmentation, "what happens to the images of a batch"),
     "decay_on": (DecayOn, "what weight decay acts on, among what trains"),
     "precision": (Precision, "of the forward and the backward pass"),

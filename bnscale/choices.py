@@ -69,8 +69,8 @@ _FACTS = {
 class Pixels(Choice):
     """What happened to the images before we got them. A lossy copy gives other numbers."""
 
-    ORIGINAL = "original"
-    JPEG = "jpeg"
+    ORIGINAL = "original", "as they were published"
+    JPEG = "jpeg", "compressed once, with losses, on their way here"
 
 
 class Augmentation(Choice):
@@ -187,7 +187,7 @@ class OutputBias(Choice):
     """The classifier's biases at initialisation."""
 
     RANDOM = "random", "uniform within 1 / sqrt(fan-in) of 0 (torch's; Frankle's code leaves it alone)"
-    ZERO = "zero", "0"
+    ZERO = "zero", "all 0"
     EVEN = "even", "such that the mean softmax over the first batch is even (a reviewer of Bjorck et al. 2018)"
 
 
@@ -204,9 +204,3 @@ class DecayOn(Choice):
 class Precision(Choice):
     FP32 = "fp32", "32-bit floating point"
     BF16 = "bf16", "autocast: convolutions in bfloat16; gamma, beta and all statistics stay float32"
-
-
-class Outcome(Choice):
-    FINISHED = "finished"
-    DIVERGED = "diverged"  # a result: the loss left the real numbers
-    FAILED = "failed"  # an error: it says nothing about the science

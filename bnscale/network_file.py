@@ -8,8 +8,6 @@ does not give back has a tensor of its own, by its own name.
 
 import hashlib
 import importlib.metadata
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from bnscale.engine.checkpoint import Checkpoint, newest
+from bnscale.engine.checkpoint import Checkpoint, newest, place
+from bnscale.engine.machine import in_bytes
 from bnscale.engine.state import frozen_sum, load_state
 from bnscale.networks import build, unseeded
 from bnscale.networks.norm import Noise, NormLayer
@@ -62,8 +61,8 @@ class Written(NamedTuple):
     def __str__(self) -> str:
         times = self.whole / self.bytes
         return (
-            f"wrote {self.path}: {_size(self.bytes)}; the whole network, weights and all, takes {_size(self.whole)} "
-            f"({times:.{0 if times >= 10 else 1}f} times as much)"
+            f"wrote {self.path}: {in_bytes(self.bytes)}; the whole network, weights and all, takes "
+            f"{in_bytes(self.whole)} ({times:.{0 if times >= 10 else 1}f} times as much)"
         )
 
 
@@ -109,18 +108,10 @@ def write(
         torch=torch.__version__,
     )
     content = save(tensors, {"bnscale": about.model_dump_json()})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        place(path, content)
     except OSError as error:
         raise Refusal(f"out {path}: cannot be written ({_reason(error)}); choose another place") from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
     return Written(path, len(content), sum(t.numel() * t.element_size() for t in network.state_dict().values()))
 
 
@@ -269,13 +260,6 @@ def _version() -> str:
         return importlib.metadata.version("bnscale")
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
-
-
-def _size(count: float) -> str:
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count:.0f} B"
 
 
 # --- the trial --------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bnscale.data import Resident
 from bnscale.engine import Engine, Gang
@@ -170,6 +170,14 @@ def fail(job: Job, error: str) -> None:
     writer.finish(Outcome.FAILED, before.step if before else 0, {"error": error})
 
 
+def initialised(trial: Trial, data: Resident) -> nn.Module:
+    """The network before its first update, with the biases that it takes from the first batch, if any."""
+    network = build(trial)
+    if trial.output_bias is OutputBias.EVEN:
+        even_output(network, data.batch(0)[0])
+    return network
+
+
 def run(job: Job, gang: Gang, threads: int, stop: Callable[[], bool]) -> Iterator[Progress]:
     """Build what a trial needs on this worker, train it, and let go of it.
 
@@ -180,9 +188,7 @@ def run(job: Job, gang: Gang, threads: int, stop: Callable[[], bool]) -> Iterato
     release_memory()  # of the trial before
     forget_peak(gang.device)
     data = Resident(trial, Path(job.data), gang.device)
-    network = build(trial)
-    if trial.output_bias is OutputBias.EVEN:
-        even_output(network, data.batch(0)[0])
+    network = initialised(trial, data)
     store = Store(job.store)
     checkpoints = store.checkpoints(trial.id)
     engine: Engine

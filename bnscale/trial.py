@@ -26,7 +26,6 @@ from bnscale.choices import (
     Network,
     Norm,
     NormInit,
-    Outcome,
     OutputBias,
     Pixels,
     Placement,
@@ -62,6 +61,12 @@ __all__ = [
 
 class Refusal(ValueError):
     """A user's mistake, in one sentence that names the field, the value, the rule and a way out."""
+
+
+class Outcome(StrEnum):
+    FINISHED = "finished"
+    DIVERGED = "diverged"  # a result: the loss left the real numbers
+    FAILED = "failed"  # an error: it says nothing about the science
 
 
 class Before(NamedTuple):
@@ -133,7 +138,7 @@ class Trial(BaseModel):
     @model_validator(mode="after")
     def _rules(self) -> Self:
         """The first rule that the fields together break."""
-        for rules in (_network_rules, _norm_rules, _training_rules):
+        for rules in (_network_rules, _norm_rules, _trainable_rules, _training_rules):
             for broken in rules(self):
                 raise ValueError(broken)
         return self
@@ -352,14 +357,6 @@ _NO_AFFINE = {"affine": Affine.BOTH, "norm_init": NormInit.ONES, "norm_decay": N
 
 def _network_rules(trial: Trial) -> Iterable[str]:
     family = FAMILIES[trial.network]
-    if not family.legal(trial.depth):
-        yield f"depth {trial.depth}: {family.rule}; try {_either(family.near(trial.depth))}"
-        return
-    if family.widths and trial.width not in family.widths:
-        yield (
-            f"width {trial.width}: an {family.title} has {16 * family.widths[0]} channels in its first stage; "
-            f"try {_either(family.widths)}"
-        )
     if trial.data.facts.regression:
         if trial.network is not Network.LINEAR:
             yield f"network {trial.network}: {trial.data} has vectors and no images; try {Network.LINEAR}"
@@ -367,30 +364,41 @@ def _network_rules(trial: Trial) -> Iterable[str]:
             yield f"augmentation {trial.augmentation}: {trial.data} has no images; try {Augmentation.NONE}"
         if trial.pixels is not Pixels.ORIGINAL:
             yield f"pixels {trial.pixels}: {trial.data} has no images; try {Pixels.ORIGINAL}"
+    if not family.legal(trial.depth):
+        yield f"depth {trial.depth}: {family.rule}; try {_either(family.near(trial.depth))}"
+    if family.widths and trial.width not in family.widths:
+        yield (
+            f"width {trial.width}: an {family.title} has {16 * family.widths[0]} channels in its first stage; "
+            f"try {_either(family.widths)}"
+        )
     if trial.network is Network.LINEAR and trial.output_bias is not OutputBias.RANDOM:
         yield f"output_bias {trial.output_bias}: a {family.title} has no biases; try {OutputBias.RANDOM}"
-    lacks = {
-        "gamma or beta": not trial.affine_norms
-        and trial.trainable in (Trainable.BN, Trainable.BN_OUTPUT, Trainable.BN_SHORTCUT_OUTPUT),
-        "gamma": trial.trainable is Trainable.GAMMA and (not trial.affine_norms or trial.affine is Affine.BETA),
-        "beta": trial.trainable is Trainable.BETA and (not trial.affine_norms or trial.affine is Affine.GAMMA),
-        "convolution on a shortcut": not family.shortcuts
-        and trial.trainable in (Trainable.BN_SHORTCUT_OUTPUT, Trainable.SHORTCUT_OUTPUT),
-        "convolution": trial.network is Network.LINEAR and trial.trainable is Trainable.TWO_PER_CHANNEL,
+
+
+def _trainable_rules(trial: Trial) -> Iterable[str]:
+    family, trains = FAMILIES[trial.network], trial.trainable
+    no_norms = f" with norm {trial.norm}, placement {trial.placement} and affine_at {trial.affine_at}"
+    lacking = {
+        f"{no_norms} has no gamma or beta": not trial.affine_norms
+        and trains in (Trainable.BN, Trainable.BN_OUTPUT, Trainable.BN_SHORTCUT_OUTPUT),
+        f"{no_norms} and affine {trial.affine} has no gamma": trains is Trainable.GAMMA
+        and (not trial.affine_norms or trial.affine is Affine.BETA),
+        f"{no_norms} and affine {trial.affine} has no beta": trains is Trainable.BETA
+        and (not trial.affine_norms or trial.affine is Affine.GAMMA),
+        " has no convolution on a shortcut": not family.shortcuts
+        and trains in (Trainable.BN_SHORTCUT_OUTPUT, Trainable.SHORTCUT_OUTPUT),
+        " has no convolution": trial.network is Network.LINEAR and trains is Trainable.TWO_PER_CHANNEL,
     }
-    for part, lacking in lacks.items():
-        if lacking:
-            norms = f" with norm {trial.norm} at {trial.placement}, affine at {trial.affine_at},"
-            yield (
-                f"trainable {trial.trainable}: a {family.title}{norms if 'a ' in part else ''} has no {part} to train; "
-                f"try {Trainable.ALL} or {Trainable.OUTPUT}"
-            )
+    for what, lacks in lacking.items():
+        if lacks:
+            yield f"trainable {trains}: a {family.title}{what} to train; try {Trainable.ALL} or {Trainable.OUTPUT}"
 
 
 def _norm_rules(trial: Trial) -> Iterable[str]:
     title = FAMILIES[trial.network].title
     if trial.norm is not Norm.NONE and not trial.norms:
-        yield f"placement {trial.placement}: a {title} of depth {trial.depth} has no such place; try {Placement.EVERY}"
+        other = Placement.NONE if trial.placement is Placement.EVERY else Placement.EVERY
+        yield f"placement {trial.placement}: a {title} of depth {trial.depth} has no such place; try {other}"
     if trial.affine_at is not Placement.NONE and not trial.affine_norms:
         yield (
             f"affine_at {trial.affine_at}: no norm stands there with placement {trial.placement}; "
@@ -398,8 +406,8 @@ def _norm_rules(trial: Trial) -> Iterable[str]:
         )
     penalties = {name: getattr(trial, name) for name in ("gamma_l1", "gamma_l2", "beta_l1", "beta_l2")}
     for name, value in penalties.items():
-        other = Affine.BETA if name.startswith("gamma") else Affine.GAMMA
-        if value and (not trial.affine_norms or trial.affine is other):
+        without = Affine.BETA if name.startswith("gamma") else Affine.GAMMA
+        if value and (not trial.affine_norms or trial.affine is without):
             yield f"{name} {value}: the network has no {name.partition('_')[0]} to penalise; try 0"
     if trial.norm is Norm.GROUP:
         channels = math.gcd(*(site.channels for site in trial.norms))

@@ -1,5 +1,6 @@
 """Forecasts: counted work is the work that is done, and memory and order are near what is measured."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -10,8 +11,9 @@ from torch import nn
 
 from bnscale.networks import build, trained
 from bnscale.probes import END, EPOCH, curve, gamma
+from bnscale.schedule import budget
 from bnscale.schedule.budget import Pace, forecast, total, work
-from bnscale.trial import Data, Precision, Trainable
+from bnscale.trial import Affine, Data, Network, Norm, Placement, Precision, Trainable
 
 
 def cifar(**changes):
@@ -50,6 +52,36 @@ def test_counted_parameters_are_those_of_the_network(trainable):
     assert counted.buffers == sum(b.numel() for b in network.buffers())
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"depth": 158, "placement": place} for place in Placement if place is not Placement.NONE),
+        {"depth": 98, "placement": Placement.EVERY_2, "affine_at": Placement.EVERY_3, "trainable": Trainable.ALL},
+        {"depth": 62, "norm": Norm.NOISY},
+        {"depth": 62, "norm": Norm.L1, "affine": Affine.GAMMA},
+        {"network": Network.VGG_RESIDUAL, "depth": 68, "placement": Placement.EVERY_4},
+    ],
+    ids=str,
+)
+def test_costs_extrapolated_from_shallow_networks_are_those_of_the_deep_one(fields):
+    trial = digits(**fields)
+    assert budget._ladder(trial)[1] < trial.depth
+    counted = budget._counted(budget._shape(trial))
+    for field in dataclasses.fields(counted):
+        found = getattr(work(trial), field.name)
+        assert found == pytest.approx(getattr(counted, field.name), rel=1e-12), field.name
+
+
+@pytest.mark.parametrize("norm", list(Norm))
+def test_a_step_of_every_norm_can_be_foreseen(norm):
+    others = {"groups": 8, "renorm_r": 3.0, "renorm_d": 5.0, "renorm_start": 0.0, "renorm_end": 0.5}
+    for fields in ({"depth": 26, "width": 2}, {"network": Network.VGG, "depth": 16, "width": 4, "data": Data.CIFAR10}):
+        trial = digits(norm=norm, trainable=Trainable.ALL, batch=4, norm_batch=4, **(others | fields))
+        found = forecast(trial, {}, Pace(torch.device("cpu"), 1), 1, gpu=False)
+        assert 0 < found.seconds < 60
+        assert found.memory > work(trial).saved
+
+
 def test_freezing_weights_saves_their_gradients_and_training_nothing_saves_the_backward_pass():
     whole, bn, nothing = (work(cifar(trainable=t)) for t in (Trainable.ALL, Trainable.BN, Trainable.NONE))
     assert nothing.flops == nothing.forward
@@ -69,12 +101,14 @@ sys.path.insert(0, "tests")
 import torch
 torch.set_num_threads(1)
 from test_budget import cifar, Pace, forecast, curve, END
-from bnscale.trial import Trainable
+from bnscale.trial import Network, Trainable
 from bnscale.engine import Gang
 from bnscale.engine.local import LocalEngine
 from bnscale.engine.machine import forget_peak, peak_memory
 from bnscale.networks import build
-trial = cifar(depth=int(sys.argv[1]), batch=128, norm_batch=128, trainable=Trainable(sys.argv[2]))
+network, depth, width, trainable = sys.argv[1:]
+fields = {"network": Network(network), "depth": int(depth), "width": int(width), "trainable": Trainable(trainable)}
+trial = cifar(batch=128, norm_batch=128, **fields)
 cpu = torch.device("cpu")
 foreseen = forecast(trial, {curve: END}, Pace(cpu, 1), 1, gpu=False).memory
 data = torch.zeros(60_000, 3, 32, 32, dtype=torch.uint8) + 1  # as the images of CIFAR-10 are held
@@ -87,9 +121,12 @@ print(foreseen, peak_memory(cpu))
 """
 
 
-@pytest.mark.parametrize(("depth", "trainable"), [(20, "bn"), (110, "bn"), (56, "all")])
-def test_forecast_memory_is_within_a_quarter_of_the_measured_peak(depth, trainable):
-    words = [sys.executable, "-W", "ignore", "-c", PEAK, str(depth), trainable]
+@pytest.mark.parametrize(
+    "words",
+    ["resnet 20 1 bn", "resnet 110 1 bn", "resnet 56 1 all", "vgg 16 4 all", "vgg 11 4 bn", "vgg_residual 38 2 all"],
+)
+def test_forecast_memory_is_within_a_quarter_of_the_measured_peak(words):
+    words = [sys.executable, "-W", "ignore", "-c", PEAK, *words.split()]
     run = subprocess.run(words, capture_output=True, text=True, check=True)
     foreseen, peak = map(int, run.stdout.split())
     assert foreseen == pytest.approx(peak, rel=0.25)

@@ -25,10 +25,11 @@ from examples import digits
 from PIL import Image
 from torchvision import datasets
 
-from bnscale import data
+from bnscale import data, loss
 from bnscale.choices import _FACTS as FACTS
 from bnscale.data import Resident, pixels, prepare, shifted
-from bnscale.trial import Augmentation, Data, DataFacts, Pixels, Refusal
+from bnscale.networks import build
+from bnscale.trial import Augmentation, Data, DataFacts, Network, Norm, Pixels, Refusal, Trainable
 
 CPU = torch.device("cpu")
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -362,3 +363,61 @@ def test_the_real_cifar10_is_whole_and_balanced():
     # Channel means of CIFAR-10's training images, as published many times over; JPEG moves them by less than 0.002.
     means = found.train.images_NCHW.float().div(255).mean((0, 2, 3))
     torch.testing.assert_close(means, torch.tensor([0.4914, 0.4822, 0.4465]), atol=2e-3, rtol=0)
+
+
+# --- the linear teacher ---------------------------------------------------------------------------
+
+
+def teacher(**changes):
+    fields = {"data": Data.LINEAR_TEACHER, "augmentation": Augmentation.NONE, "network": Network.LINEAR, "depth": 25}
+    return digits(**(fields | {"width": 10, "trainable": Trainable.ALL, "validation": 0} | changes))
+
+
+def test_a_linear_teacher_is_a_gaussian_matrix_over_gaussian_vectors_and_one_for_all_seeds():
+    trial = teacher(batch=1000, norm_batch=1000)
+    data = Resident(trial, NOWHERE, CPU)
+    (x_NCHW, targets_NK), (test_NCHW, test_targets_NK) = data.batch(0), next(data.batches("test", 1000))
+    assert x_NCHW.shape == (1000, 10, 1, 1)
+    assert targets_NK.shape == (1000, 10)
+    for values in (x_NCHW, test_NCHW):
+        assert float(values.mean()) == pytest.approx(0, abs=0.05)
+        assert float(values.var()) == pytest.approx(1, rel=0.05)
+    matrix_KK = torch.linalg.lstsq(x_NCHW.flatten(1), targets_NK).solution
+    torch.testing.assert_close(test_NCHW.flatten(1) @ matrix_KK, test_targets_NK, rtol=1e-4, atol=1e-4)
+    assert float(matrix_KK.var()) == pytest.approx(1, rel=0.5)
+    other = Resident(teacher(batch=1000, norm_batch=1000, seed=1), NOWHERE, CPU).batch(0)[0]
+    torch.testing.assert_close(other.flatten(1).sort(0).values, x_NCHW.flatten(1).sort(0).values)
+
+
+def test_full_batch_descent_sees_every_vector_at_every_step():
+    data = Resident(teacher(batch=1000, norm_batch=1000, steps=3), NOWHERE, CPU)
+    first, later = (data.batch(step)[0].flatten() for step in (0, 2))
+    assert torch.equal(first.sort().values, later.sort().values)
+
+
+def test_a_teacher_is_as_wide_as_the_network():
+    trial = teacher(width=30)
+    assert (trial.facts.channels, trial.facts.classes) == (30, 30)
+    images, targets = Resident(trial, NOWHERE, CPU).batch(0)
+    assert (images.shape[1], targets.shape[1]) == (30, 30)
+
+
+def test_its_loss_is_half_the_squared_error_added_up_over_the_batch_from_any_equal_share():
+    trial = teacher(batch=100, norm_batch=100)
+    outputs, targets = torch.randn(100, 10), torch.randn(100, 10)
+    expected = sum(0.5 * float((o - t) @ (o - t)) for o, t in zip(outputs, targets, strict=True))
+    assert float(loss.of_batch(trial, outputs, targets)) == pytest.approx(expected, rel=1e-5)
+    halves = [loss.of_batch(trial, outputs[part], targets[part]) for part in (slice(50), slice(50, None))]
+    assert float(sum(halves)) / 2 == pytest.approx(expected, rel=1e-5)
+    assert loss.right(trial, outputs, targets) is None
+
+
+def test_a_linear_network_of_one_matrix_finds_the_teacher():
+    trial = teacher(depth=1, batch=1000, norm_batch=1000, norm=Norm.NONE)
+    network, data = build(trial), Resident(trial, NOWHERE, CPU)
+    for step in range(60):
+        value = loss.of_batch(trial, network(data.batch(step)[0]), data.batch(step)[1])
+        (gradient,) = torch.autograd.grad(value, network.output.weight)
+        with torch.no_grad():
+            network.output.weight -= 8e-4 * gradient
+    assert value < 1e-3

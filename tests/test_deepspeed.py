@@ -232,9 +232,10 @@ OTHERS: list[dict[str, Any]] = [
 ]
 
 
-# A statistic of four values behind the last pooling is divided by almost nothing where a feature is silent, and a rounding
-# with it; what groups of four are is test_norm_kinds', in float64.
-GROUPED = [{**fields, "norm_batch": BATCH // 4} for fields in OTHERS if fields.get("placement") is not Placement.LAST]
+# Where maps are 1x1, four images are four values: a silent feature is divided by almost nothing, a rounding with it.
+# One worker whose images are off by 1e-7 then drifts as far from itself. test_norm_kinds has groups of four in float64.
+TINY = [fields for fields in OTHERS if "network" in fields or fields.get("placement") is Placement.LAST]
+GROUPED = [{**fields, "norm_batch": BATCH // 4} for fields in OTHERS if fields not in TINY]
 GROUPED = [fields for fields in GROUPED if trial(**fields).norm_batch == BATCH // 4]
 
 

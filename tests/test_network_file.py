@@ -246,7 +246,7 @@ def test_an_earlier_file_is_replaced_whole_or_stays(file, results, tmp_path, mon
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bnscale.network_file.os.fsync", full)
+    monkeypatch.setattr("bnscale.engine.checkpoint.os.fsync", full)
     with pytest.raises(Refusal, match="cannot be written \\(no space left on device\\); choose another place"):
         network_file.export(Store.existing(store), trial.id, file)
     assert file.read_bytes() == before
@@ -335,7 +335,7 @@ def test_a_place_that_cannot_be_written_or_holds_something_else_is_refused(resul
     assert "notes.txt: exists and is no network of bnscale; choose another name" in said(tmp_path / "notes.txt")
     assert (tmp_path / "notes.txt").read_text() == "of value"
     # A name longer than the disk takes.
-    assert "cannot be written (file name too long); choose another place" in said(tmp_path / ("n" * 250))
+    assert "cannot be written (file name too long); choose another place" in said(tmp_path / ("n" * 254))
 
 
 # --- mistakes of who loads --------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from examples import digits
 from safetensors.torch import load_file
 from torch import nn
@@ -12,9 +13,10 @@ from torch import nn
 from bnscale.engine import Gang
 from bnscale.engine.local import LocalEngine
 from bnscale.networks import assemble, build, trained
-from bnscale.networks.norm import BatchNorm
+from bnscale.networks.imagenet import ImageNetResNet
+from bnscale.networks.norm import BatchNorm, norms_of
 from bnscale.networks.trainable import PairConv2d
-from bnscale.trial import Data, NormInit, Trainable
+from bnscale.trial import Augmentation, Data, Network, Norm, NormInit, Placement, Trainable
 
 SHARED = Path(__file__).parents[2] / "shared" / "reference" / "resnet14_bn_only.safetensors"
 OWN = Path(__file__).parent / "reference" / "resnet8.safetensors"
@@ -171,3 +173,108 @@ def test_two_weights_a_channel_start_at_the_frozen_networks_function_and_are_dis
     for module in pairs.modules():
         if isinstance(module, PairConv2d):
             assert (module.index[:, 0] != module.index[:, 1]).all()
+
+
+# --- the other families -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("depth", "total", "norms"),
+    [(11, 9_231_114, 5_504), (13, 9_416_010, 5_888), (16, 14_728_266, 8_448), (19, 20_040_522, 11_008)],
+)
+def test_vggs_have_the_parameters_of_frankles_code(depth, total, norms):
+    # Counted from the definition in open_lth, models/cifar_vgg.py.
+    with torch.device("meta"):
+        network = assemble(cifar(network=Network.VGG, depth=depth, width=4))
+    assert sum(p.numel() for p in network.parameters()) == total
+    assert sum(p.numel() for m in network.modules() if isinstance(m, BatchNorm) for p in m.parameters()) == norms
+
+
+# Frankle et al. 2021, table of parameters: total, BatchNorm, output, shortcut convolutions; 1,000 classes.
+IMAGENET = {
+    18: (11_689_512, 9_600, 513_000, 172_032),
+    34: (21_797_672, 17_024, 513_000, 172_032),
+    50: (25_557_032, 53_120, 2_049_000, 2_768_896),
+    101: (44_549_160, 105_344, 2_049_000, 2_768_896),
+    200: (64_673_832, 176_000, 2_049_000, 2_768_896),
+}
+
+
+@pytest.mark.parametrize("depth", IMAGENET)
+def test_imagenet_resnets_have_the_papers_parameters(depth):
+    trial = cifar(network=Network.IMAGENET_RESNET, depth=depth, width=4)
+    with torch.device("meta"):
+        network = ImageNetResNet(depth, 3, 1000, norms_of(trial))
+    norms = [p for m in network.modules() if isinstance(m, BatchNorm) for p in m.parameters()]
+    shortcuts = [m for n, m in network.named_modules() if "downsample" in n and isinstance(m, nn.Conv2d)]
+    counted = [network.parameters(), norms, network.output.parameters(), [p for m in shortcuts for p in m.parameters()]]
+    assert tuple(sum(p.numel() for p in part) for part in counted) == IMAGENET[depth]
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_an_imagenet_resnet_computes_what_torchvisions_does(depth):
+    trial = cifar(network=Network.IMAGENET_RESNET, depth=depth, width=4, trainable=Trainable.ALL)
+    ours = ImageNetResNet(depth, 3, 1000, norms_of(trial))
+    theirs = getattr(torchvision.models, f"resnet{depth}")(weights=None)
+    named = {f"output.{n[3:]}" if n.startswith("fc.") else f"body.{n}": v for n, v in theirs.state_dict().items()}
+    ours.load_state_dict(named, strict=True)
+    images_NCHW = torch.randn(trial.norm_batch, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(ours(images_NCHW), theirs(images_NCHW))
+    torch.testing.assert_close(ours.eval()(images_NCHW), theirs.eval()(images_NCHW))
+
+
+def test_a_vgg_computes_what_its_definition_says():
+    network = build(cifar(network=Network.VGG, depth=11, width=1, trainable=Trainable.ALL))
+    images_NCHW = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    x = images_NCHW
+    for number, pool in zip(range(1, 9), [1, 1, 0, 1, 0, 1, 0, 0], strict=True):
+        layer = network.layers.get_submodule(str(number))
+        x = F.conv2d(x, layer.conv.weight, layer.conv.bias, padding=1)
+        x = F.relu(F.batch_norm(x, None, None, layer.norm.weight, layer.norm.bias, training=True))
+        x = F.max_pool2d(x, 2) if pool else x
+    assert x.shape == (16, 128, 2, 2)
+    torch.testing.assert_close(network(images_NCHW), network.output(F.avg_pool2d(x, 2).flatten(1)))
+
+
+def test_vgg38_has_three_stages_of_six_blocks_and_skips_around_those_that_do_not_pool():
+    network = build(cifar(network=Network.VGG_RESIDUAL, depth=38, width=2, trainable=Trainable.ALL))
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) == 37
+    assert {m.out_channels for m in convolutions} == {32}
+    assert [block.reduces for block in network.blocks] == [False] * 5 + [True] + [False] * 5 + [True] + [False] * 5 + [
+        True
+    ]
+    images_NCHW = torch.randn(16, 3, 32, 32)
+    sides = []
+    for block in network.blocks:
+        block.register_forward_hook(lambda module, inputs, output: sides.append(output.shape[-1]))
+    network(images_NCHW)
+    assert sides == [32] * 5 + [16] * 6 + [8] * 6 + [4]
+    # Without its branch a block passes on what came in, leaky ReLU apart; one that pools passes on nothing.
+    with torch.no_grad():
+        for block in (network.blocks[0], network.blocks[5]):
+            block.norm2.weight.zero_()
+            block.norm2.bias.zero_()
+        x = torch.rand(16, 32, 8, 8)
+        torch.testing.assert_close(network.blocks[0](x.clone()), x)
+        assert (network.blocks[5](x.clone()) == 0).all()
+
+
+def test_a_linear_network_is_the_product_of_its_matrices():
+    fields = {"data": Data.LINEAR_TEACHER, "augmentation": Augmentation.NONE, "network": Network.LINEAR}
+    trial = digits(**fields, depth=25, width=10, norm=Norm.NONE, trainable=Trainable.ALL)
+    network = build(trial)
+    matrices = [m.weight for m in network.modules() if isinstance(m, nn.Linear)]
+    assert [tuple(m.shape) for m in matrices] == [(10, 10)] * 25
+    product = torch.linalg.multi_dot([m.double() for m in reversed(matrices)])
+    x = torch.randn(16, 10, 1, 1, dtype=torch.float64)
+    torch.testing.assert_close(network.double()(x), x.flatten(1) @ product.T)
+
+
+def test_one_norm_before_the_classifier_stands_behind_the_last_pooling():
+    network = build(cifar(placement=Placement.LAST, trainable=Trainable.ALL))
+    assert [n for n, m in network.named_modules() if isinstance(m, BatchNorm)] == ["head_norm"]
+    images_NCHW = torch.randn(16, 3, 32, 32)
+    features = network.blocks(network.relu(network.conv(images_NCHW))).mean([2, 3])
+    expected = network.output(F.batch_norm(features, None, None, network.head_norm.weight, training=True))
+    torch.testing.assert_close(network(images_NCHW), expected)

@@ -10,13 +10,36 @@ import pytest
 import torch
 from examples import digits
 
+from bnscale.choices import Choice
 from bnscale.data import Resident
 from bnscale.engine import Gang, checkpoint
 from bnscale.engine.local import LocalEngine
 from bnscale.networks import build, trained
 from bnscale.probes import END, EPOCH, STEP, Cadence, Probe, clamp, curve, gamma, gamma_histogram, sparsity
-from bnscale.train import train
-from bnscale.trial import Augmentation, NormInit, Outcome, Precision, Trainable, Trial
+from bnscale.train import initialised, train
+from bnscale.trial import (
+    Affine,
+    Augmentation,
+    Data,
+    DecayOn,
+    Network,
+    Norm,
+    NormInit,
+    Outcome,
+    OutputBias,
+    Placement,
+    Precision,
+    Trainable,
+    Trial,
+    WeightInit,
+)
+
+FAMILIES = [
+    (Network.VGG, 11, 1),
+    (Network.VGG_RESIDUAL, 8, 1),
+    (Network.IMAGENET_RESNET, 18, 4),
+    (Network.LINEAR, 3, 8),
+]
 
 NOWHERE = Path("/nonexistent")
 EVERYTHING: dict[Probe, Cadence] = {
@@ -60,9 +83,9 @@ def run(
     save_every: float = 30.0,
 ) -> dict[str, torch.Tensor]:
     """Train in a fresh network and engine, as a new process would; the final state."""
-    network = build(trial)
-    engine = LocalEngine(network, trial, Gang(), folder)
     data = Resident(trial, NOWHERE, torch.device("cpu"))
+    network = initialised(trial, data)
+    engine = LocalEngine(network, trial, Gang(), folder)
     for _ in train(trial, engine, data, notebook or Notebook(), probes or {}, save_every, stop):
         pass
     return {name: value.clone() for name, value in network.state_dict().items()}
@@ -197,7 +220,30 @@ def test_the_scheduler_is_shown_validation_accuracy_and_test_accuracy_only_where
         assert last.accuracy == next(row.accuracy for _, row in notebook.kept if row.split == split)
 
 
+RENORM = {"norm": Norm.RENORM, "renorm_r": 3.0, "renorm_d": 5.0, "renorm_start": 0.0, "renorm_end": 0.5}
+
 KNOBS: list[dict[str, Any]] = [
+    *({"network": each, "depth": depth, "width": width} for each, depth, width in FAMILIES),
+    *({"weight_init": each} for each in WeightInit if each is not WeightInit.HE_NORMAL),
+    *({"output_bias": each} for each in OutputBias if each is not OutputBias.RANDOM),
+    *({"norm": each} for each in Norm if each.over_images and each not in (Norm.BATCH, Norm.RENORM)),
+    {"norm": Norm.LAYER},
+    {"norm": Norm.INSTANCE},
+    {"norm": Norm.GROUP, "groups": 4},
+    {"norm": Norm.NONE, "trainable": Trainable.ALL},
+    {"norm": Norm.NOISE, "trainable": Trainable.ALL},
+    RENORM,
+    *({"placement": each} for each in Placement if each not in (Placement.EVERY, Placement.EVERY_10, Placement.NONE)),
+    *({"affine": each} for each in Affine if each is not Affine.BOTH),
+    *({"affine_at": each} for each in (Placement.FIRST, Placement.EVERY_2, Placement.BRANCH)),
+    {"norm_init": NormInit.NORMAL},
+    {"steps": None, "epochs": 12, "plateau": 1, "validation": 1405, "lr": 1.0, "milestones": ()},
+    {"decay_on": DecayOn.WEIGHTS},
+    {"norm_decay": 0.1},
+    {"gamma_l1": 0.1},
+    {"gamma_l2": 0.1},
+    {"beta_l1": 0.1},
+    {"beta_l2": 0.1},
     {"validation": 200},
     {"augmentation": Augmentation.NONE},
     {"augmentation": Augmentation.SHIFT},
@@ -224,14 +270,64 @@ KNOBS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("change", KNOBS, ids=str)
 def test_every_knob_has_an_effect_on_what_is_trained(change, tmp_path):
-    plain, turned = run(digits(), tmp_path / "plain"), run(digits(**change), tmp_path / "turned")
+    # Beside the trial that it turns away from: the same but for the knob, and for what makes the knob have a meaning.
+    without = {"plateau": None} if "plateau" in change else {"trainable": change.get("trainable", Trainable.BN)}
+    base = change | without if "plateau" in change else without if "norm" in change else {}
+    plain, turned = run(digits(**base), tmp_path / "plain"), run(digits(**change), tmp_path / "turned")
     shared = [n for n in plain if n in turned and plain[n].shape == turned[n].shape and plain[n].is_floating_point()]
-    if "depth" in change:
-        assert plain.keys() != turned.keys()
-    else:
-        assert any(not torch.equal(plain[n], turned[n]) for n in shared)
+    assert plain.keys() != turned.keys() or any(not torch.equal(plain[n], turned[n]) for n in shared)
+    assert not ({"depth", "placement", "affine", "affine_at"} & change.keys()) or plain.keys() != turned.keys()
 
 
 def test_every_field_but_the_data_has_a_knob_above():
-    # The data set itself is test_data's.
-    assert {name for change in KNOBS for name in change} == set(Trial.model_fields) - {"data", "pixels", "network"}
+    # The data set itself is test_data's; the bounds of batch renormalization are test_norm_kinds'.
+    assert {name for change in KNOBS for name in change} == set(Trial.model_fields) - {"data", "pixels"}
+
+
+def test_every_choice_has_a_knob_above_and_a_line_in_the_catalogue():
+    turned = {value for change in KNOBS for value in change.values() if isinstance(value, Choice)}
+    for kind in (Network, Norm, Placement, Affine, Trainable, NormInit, WeightInit, OutputBias, DecayOn, Augmentation):
+        at_rest = {getattr(digits(), name) for name in Trial.model_fields if isinstance(getattr(digits(), name), kind)}
+        # Nowhere is the same as no norm; with eight layers there is no tenth.
+        assert set(kind) - turned - at_rest <= {Placement.EVERY_10, Placement.NONE}, kind
+        assert all(len(member.about) > 3 for member in kind)
+
+
+# --- what other networks, norms and schedules bring ---------------------------------------------------
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "noise": {"norm": Norm.NOISY, "trainable": Trainable.ALL},
+    "batch renormalization": RENORM,
+    "l_inf": {"norm": Norm.LINF},
+    "no norm, even classes, frozen": {
+        "norm": Norm.NONE, "trainable": Trainable.WEIGHTS, "output_bias": OutputBias.EVEN, "lr": 0.001,
+    },
+    "even classes that do not train": {"output_bias": OutputBias.EVEN},
+    "VGG": {"network": Network.VGG, "depth": 11, "norm": Norm.GROUP, "groups": 4, "trainable": Trainable.ALL},
+    "residual VGG": {"network": Network.VGG_RESIDUAL, "depth": 14, "placement": Placement.EVERY_2},
+    "gamma alone, at some layers": {"affine": Affine.GAMMA, "affine_at": Placement.BRANCH},
+    "penalties": {"gamma_l1": 0.01, "beta_l2": 0.01, "norm_decay": 0.0, "trainable": Trainable.ALL},
+    "plateau": {"steps": None, "epochs": 5, "plateau": 1, "validation": 1405, "lr": 1.0, "milestones": ()},
+    "linear teacher": {
+        "data": Data.LINEAR_TEACHER, "augmentation": Augmentation.NONE, "network": Network.LINEAR, "depth": 5,
+        "width": 10, "batch": 900, "norm_batch": 900, "lr": 1e-6, "trainable": Trainable.ALL, "momentum": 0.0,
+    },
+    "torchvision's": {
+        "network": Network.IMAGENET_RESNET, "depth": 18, "width": 4, "trainable": Trainable.OUTPUT, "steps": 6,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fields", OTHERS.values(), ids=OTHERS)
+def test_it_resumes_to_the_last_bit_reads_every_row_once_and_is_not_changed_by_looking(fields, tmp_path):
+    trial, whole, parts = digits(**fields), Notebook(), Notebook()
+    expected = run(trial, tmp_path / "whole", whole, EVERYTHING)
+    run(trial, tmp_path / "parts", parts, EVERYTHING, stop_after(5))
+    assert parts.ending is None
+    assert_equal(expected, run(trial, tmp_path / "parts", parts, EVERYTHING))
+    assert sorted(map(repr, parts.kept)) == sorted(map(repr, whole.kept))
+    assert whole.ending[0] is Outcome.FINISHED
+    assert_equal(expected, run(trial, tmp_path / "unseen"))
+    before = initialised(trial, Resident(trial, NOWHERE, torch.device("cpu")))
+    for name, parameter in before.named_parameters():
+        assert torch.equal(parameter, expected[name]) == (not parameter.requires_grad), name

@@ -11,7 +11,29 @@ from examples import FIELDS, digits
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bnscale.trial import Before, Data, Precision, Refusal, Trainable, Trial, seed_for
+from bnscale.trial import (
+    Affine,
+    Augmentation,
+    Before,
+    Data,
+    DecayOn,
+    Network,
+    Norm,
+    OutputBias,
+    Placement,
+    Precision,
+    Refusal,
+    Trainable,
+    Trial,
+    WeightInit,
+    seed_for,
+)
+
+VGG = {"network": Network.VGG, "depth": 11}
+LINEAR = {
+    "data": Data.LINEAR_TEACHER, "augmentation": Augmentation.NONE, "network": Network.LINEAR, "depth": 5, "width": 10,
+}  # fmt: skip
+RENORM = {"norm": Norm.RENORM, "renorm_r": 3.0, "renorm_d": 5.0, "renorm_start": 0.1, "renorm_end": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -36,9 +58,62 @@ from bnscale.trial import Before, Data, Precision, Refusal, Trainable, Trial, se
         ({"milestones": (80.0,)}, r"^milestones \(80.0,\): must be increasing shares"),
         ({"milestones": (0.5, 0.5)}, r"^milestones \(0.5, 0.5\): must be increasing shares"),
         ({"momentum": 1.0}, r"^momentum 1.0: must be less than 1"),
+        ({"norm": Norm.GROUP}, r"^groups None: group norm needs a number of groups; try 8$"),
+        ({"norm": Norm.GROUP, "groups": 5}, r"^groups 5: does not divide the 16 channels of norm; try 4 or 8$"),
+        ({"norm": Norm.GROUP, "groups": 32}, r"^groups 32: does not divide the 16 channels of norm; try 16$"),
+        ({"norm": Norm.GROUP, "groups": 0}, r"^groups 0: must be at least 1; try 1"),
+        (VGG | {"norm": Norm.INSTANCE}, r"^norm instance: the maps of layers.5.norm on digits are 1x1, .*try layer"),
+        (VGG | {"norm": Norm.GROUP, "groups": 16}, None),
+        (VGG | {"norm": Norm.GROUP, "groups": 128}, r"^groups 128: does not divide the 16 channels"),
+        (VGG | {"norm_batch": 1}, r"^norm_batch 1: the maps of layers.5.norm on digits are 1x1, .*; try 2 or more"),
+        ({"norm_batch": 1}, None),  # 2x2 pixels have a variance
+        ({"placement": Placement.LAST, "norm_batch": 1}, r"^norm_batch 1: the maps of head_norm .* 1x1"),
+        ({"placement": Placement.LAST, "norm": Norm.INSTANCE}, r"^norm instance: the maps of head_norm .* 1x1"),
+        (
+            {"placement": Placement.EVERY_10},
+            r"^placement every_10: a CIFAR ResNet of depth 8 has no such place; try every",
+        ),
+        (
+            {"norm": Norm.NONE},
+            r"^trainable bn: .*norm none, placement none.* has no gamma or beta to train; try all or output",
+        ),
+        ({"affine_at": Placement.NONE}, r"^trainable bn: .* has no gamma or beta to train"),
+        ({"norm": Norm.NOISE}, r"^trainable bn: .* has no gamma or beta to train"),
+        ({"trainable": Trainable.GAMMA, "affine": Affine.BETA}, r"^trainable gamma: .* has no gamma to train"),
+        ({"trainable": Trainable.BETA, "affine": Affine.GAMMA}, r"^trainable beta: .* has no beta to train"),
+        (
+            VGG | {"trainable": Trainable.SHORTCUT_OUTPUT},
+            r"^trainable shortcut_output: a VGG has no convolution on a sh",
+        ),
+        (
+            LINEAR | {"trainable": Trainable.TWO_PER_CHANNEL},
+            r"^trainable two_per_channel: .*has no convolution to train",
+        ),
+        (
+            {"placement": Placement.EVERY_2, "affine_at": Placement.STAGE_ENDS},
+            r"^affine_at stage_ends: no norm stands there with placement every_2; try every, for all norms, or none",
+        ),
+        ({"norm": Norm.RENORM}, r"^renorm_r None: batch renormalization needs it; try 3"),
+        (RENORM | {"renorm_r": 0.5}, r"^renorm_r 0.5: must be at least 1; try 1"),
+        (RENORM | {"renorm_start": 0.5, "renorm_end": 0.1}, r"^renorm_start 0.5: must not be after renorm_end 0.1"),
+        ({"gamma_l1": -1.0}, r"^gamma_l1 -1.0: must be at least 0; try 0"),
+        ({"affine": Affine.BETA, "gamma_l1": 0.1}, r"^gamma_l1 0.1: the network has no gamma to penalise; try 0"),
+        ({"plateau": 0}, r"^plateau 0: must be at least 1; try 1"),
+        ({"network": Network.IMAGENET_RESNET, "depth": 18}, r"^width 1: an ImageNet ResNet has 64 channels .*; try 4"),
+        (
+            LINEAR | {"network": Network.RESNET},
+            r"^network resnet: linear_teacher has vectors and no images; try linear",
+        ),
+        (LINEAR | {"augmentation": Augmentation.SHIFT}, r"^augmentation shift: linear_teacher has no images; try none"),
+        (LINEAR | {"output_bias": OutputBias.EVEN}, r"^output_bias even: .* has no biases; try random"),
+        (LINEAR | {"norm": Norm.INSTANCE}, r"^norm instance: the maps of layers.1.norm on linear teacher are 1x1"),
+        ({"norm": "btach"}, r"^norm 'btach': must be one of none, batch, .*did you mean batch\?"),
     ],
 )
 def test_a_value_that_cannot_run_is_refused_with_field_value_rule_and_a_way_out(change, said):
+    if said is None:  # its neighbour that can run
+        digits(**change)
+        return
     with pytest.raises(Refusal, match=said):
         digits(**change)
 
@@ -66,6 +141,10 @@ def test_the_identity_is_a_function_of_every_field(draw):
         "validation": 0, "depth": 14, "width": 2, "trainable": Trainable.ALL, "batch": 8, "steps": 11, "lr": 0.2,
         "milestones": (), "lr_drop": 0.5, "warmup": 0.1, "momentum": 0.0, "weight_decay": 0.0, "seed": 1,
         "norm_batch": 8, "data": Data.MNIST, "precision": Precision.BF16,
+        "norm": Norm.LAYER, "placement": Placement.EVERY_2, "affine": Affine.GAMMA, "affine_at": Placement.BRANCH,
+        "weight_init": WeightInit.BINARY, "output_bias": OutputBias.EVEN, "network": Network.VGG_RESIDUAL,
+        "plateau": 3, "decay_on": DecayOn.WEIGHTS, "norm_decay": 0.0, "gamma_l1": 0.1, "gamma_l2": 0.1, "beta_l1": 0.1,
+        "beta_l2": 0.1,
     }  # fmt: skip
     name = draw.draw(st.sampled_from(sorted(other)))
     changes = {name: other[name]} | ({"norm_batch": 8} if name == "batch" else {})
@@ -121,3 +200,32 @@ def test_seeds_of_different_purposes_or_seeds_differ_and_stay():
     assert len({seed_for(s, p) for s in range(50) for p in ("order/0", "order/1", "weight/conv")}) == 150
     # SHA-256 of "0/order/0", first 8 bytes, shifted right by one: computed with sha256sum.
     assert seed_for(0, "order/0") == int("6dcae06b2febca6e", 16) >> 1
+
+
+def test_trials_of_code_that_knew_fewer_fields_keep_their_ids():
+    # Given out before any of these fields existed: digits, 8 layers, gamma and beta trained.
+    assert digits().id == "resnet8-bn-lr0.1-s0-63507416"
+    assert digits(seed=2, lr=0.3).id == "resnet8-bn-lr0.3-s2-3bd23900"
+    later = {"norm", "placement", "affine", "affine_at", "weight_init", "output_bias", "groups", "plateau", "decay_on"}
+    assert not later & json.loads(digits().canonical()).keys()
+
+
+def test_a_field_that_makes_no_difference_makes_no_other_trial():
+    for same in ({"groups": 4}, RENORM | {"norm": Norm.BATCH}):
+        assert digits(**same) == digits()
+    none = digits(norm=Norm.NONE, trainable=Trainable.ALL)
+    for same in ({"norm_batch": 4}, {"affine": Affine.GAMMA}, {"placement": Placement.FIRST}, {"norm_decay": 0.1}):
+        assert digits(**({"norm": Norm.NONE, "trainable": Trainable.ALL} | same)) == none
+    assert Trial(**none.model_dump()) == none
+
+
+def test_the_id_says_which_norm_and_where():
+    changes = {"norm": Norm.GROUP, "groups": 8, "placement": Placement.EVERY_2, "width": 2}
+    assert digits(**changes).id.startswith("resnet8x2-group-every_2-bn-lr0.1-s0-")
+    assert digits(norm=Norm.NONE, trainable=Trainable.ALL).id.startswith("resnet8-none-all-lr0.1-s0-")
+
+
+def test_the_rate_also_drops_at_each_plateau():
+    trial = digits(steps=100, milestones=(0.5,), plateau=2)
+    assert [trial.rate(10, n) for n in range(3)] == pytest.approx([0.1, 0.01, 0.001])
+    assert trial.rate(60, 1) == pytest.approx(0.001)

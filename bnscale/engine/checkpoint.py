@@ -25,8 +25,8 @@ def write(folder: Path, step: int, tensors: dict[str, Tensor], facts: dict[str, 
     folder.mkdir(parents=True, exist_ok=True)
     content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
     about = {"step": step, "sha256": hashlib.sha256(content).hexdigest(), "facts": facts}
-    _place(folder / f"step-{step}.safetensors", content)
-    _place(folder / f"step-{step}.json", json.dumps(about, indent=1).encode())
+    place(folder / f"step-{step}.safetensors", content)
+    place(folder / f"step-{step}.json", json.dumps(about, indent=1).encode())
     for old in _steps(folder)[:-kept]:
         (folder / f"step-{old}.json").unlink(missing_ok=True)
         (folder / f"step-{old}.safetensors").unlink(missing_ok=True)
@@ -50,8 +50,8 @@ def _steps(folder: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
-def _place(path: Path, content: bytes) -> None:
-    """Temporary name, fsync, rename: a reader sees the whole file or none."""
+def place(path: Path, content: bytes) -> None:
+    """Temporary name, fsync, rename: a reader sees the whole file or none. Raises OSError where the disk does."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:

@@ -126,6 +126,7 @@ class DeepSpeedEngine:
             raise Refusal(f"zero {zero}: gangs shard nothing (0) or the momentum (1); try 1")
         workers.check(trial, gang.workers)
         self.gang = gang
+        self._frozen = frozen_sum(module, trial) if gang.leads and checkpoints else None
         self.module = module.to(gang.device)
         self.module.train()
         workers.spread(module, trial.batch)
@@ -200,7 +201,7 @@ class DeepSpeedEngine:
         momentum = {} if last else self._momentum()
         failure = None
         if self.gang.leads:
-            facts = facts | {"frozen": frozen_sum(self.module, self._trial)}
+            facts = facts | {"frozen": self._frozen}
             try:
                 write(self._checkpoints, step, state(self.module, self._trial, momentum), facts, 1 if last else 2)
             except OSError as error:
@@ -218,7 +219,7 @@ class DeepSpeedEngine:
         Any number of workers may have written it. Only the leading worker reads; the others need not see its disk.
         """
         found = newest(self._checkpoints) if self.gang.leads and self._checkpoints else None
-        if found is not None and found.facts.pop("frozen") != frozen_sum(self.module, self._trial):
+        if found is not None and found.facts.pop("frozen") != self._frozen:
             found = None
         momentum = {} if found is None else load_state(self.module, found.tensors)
         told = _tell(None if found is None else (found.step, found.facts, list(momentum)))
@@ -262,7 +263,6 @@ class DeepSpeedEngine:
             self._link()
             for name, buffer in momentum.items():
                 safe_set_full_optimizer_state(self._trained[name], buffer, "momentum_buffer")
-
 
     def _link(self) -> None:
         """Link every parameter to its part of the partitioned momentum.

@@ -24,6 +24,8 @@ class LocalEngine:
     def __init__(self, module: nn.Module, trial: Trial, gang: Gang, checkpoints: Path | None) -> None:
         assert gang.workers == 1, "several workers are the DeepSpeed engine's"
         self.gang = gang
+        # Once, and while weights lie in order: channels last they would be copied to be summed.
+        self._frozen = None if checkpoints is None else frozen_sum(module, trial)
         self.module = module.to(gang.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.module.train()
         self._trial = trial
@@ -82,13 +84,13 @@ class LocalEngine:
             self._checkpoints,
             step,
             state(self.module, self._trial, momentum),
-            facts | {"frozen": frozen_sum(self.module, self._trial)},
+            facts | {"frozen": self._frozen},
             1 if last else 2,
         )
 
     def restore(self) -> tuple[int, dict[str, Any]]:
         found = None if self._checkpoints is None else newest(self._checkpoints)
-        if found is None or found.facts.pop("frozen") != frozen_sum(self.module, self._trial):
+        if found is None or found.facts.pop("frozen") != self._frozen:
             return 0, {}
         for name, value in load_state(self.module, found.tensors).items():
             assert self._sgd is not None

@@ -31,6 +31,7 @@ from bnscale.probes.snapshot import EVALUATION_BATCH
 from bnscale.trial import Network, NormInit, OutputBias, Placement, Trainable, Trial, WeightInit
 
 FLOAT = 4  # bytes
+MAPS = 4  # of the largest, that live at once beside what is kept
 EVALUATIONS = {"curve": 1, "clamp": 2}  # passes over every part of the data that a reading takes
 
 
@@ -78,13 +79,14 @@ def _ladder(trial: Trial) -> tuple[int, int]:
     layer, their number grows evenly from n to n+k and not in between.
     """
     every = [int(place.rpartition("_")[2]) for place in (trial.placement, trial.affine_at) if place in _EVERY_KTH]
+    first = math.lcm(*every)  # the first layer with gamma and beta, where the backward pass may end
     if trial.network is Network.LINEAR:
-        start, period = max([2, *(k + 1 for k in every)]), 1
+        start, period = max(2, first + 1), 1
     elif trial.network in (Network.RESNET, Network.VGG_RESIDUAL):
-        start, period = (14 if 10 in every else 8), 6  # with ten layers, so that there is a tenth
+        start, period = 2 + 6 * max(1, math.ceil((first - 1) / 2)), 6  # so that it lies in the first stage
     else:
         return trial.depth, trial.depth
-    step = period * math.lcm(*every)
+    step = period * first
     shallow = start + (trial.depth - start) % step
     return (shallow, shallow + step) if trial.depth > shallow + step else (trial.depth, trial.depth)
 
@@ -226,11 +228,13 @@ def _data(trial: Trial) -> float:
 
 
 def _training_memory(trial: Trial, counted: Work, workers: int) -> float:
-    """Weights, gradients, momentum, what backward needs, and the few maps that live beside that for a moment."""
+    """Weights, gradients and momentum; beside them, what backward needs with the few maps that live for a moment, or the
+    few maps of an evaluation's larger batch, whichever is more."""
     weights = FLOAT * (counted.parameters + 2 * counted.trained + counted.buffers)
     sites = placed(trial.network, trial.depth, trial.width, trial.facts.side, Placement.EVERY)
     widest = FLOAT * max((site.channels * site.side**2 for site in sites), default=0)  # one image's largest map
-    return weights + counted.saved / workers + 4 * widest * max(trial.batch / workers, EVALUATION_BATCH)
+    training = counted.saved / workers + MAPS * widest * trial.batch / workers
+    return weights + max(training, MAPS * widest * EVALUATION_BATCH)
 
 
 @lru_cache

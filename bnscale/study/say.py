@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bnscale import report
+from bnscale.engine.machine import in_bytes
 from bnscale.schedule import budget
 from bnscale.store import Manifest, Store
 from bnscale.study.asked import Asked, here
@@ -35,16 +36,16 @@ def say_plan(asked: Asked, workers: int, threads: int, console: Console) -> None
         cost = budget.total(forecasts[each.trial.id] for each in members)
         values = [str(getattr(members[0].trial, name)) for name in asked.axes]
         hours = f"{cost.seconds * workers / 3600:,.2f}"
-        table.add_row(*values, str(len(members)), hours, _bytes(max(cost.memory, cost.on_gpu)), _bytes(cost.disk))
+        table.add_row(*values, str(len(members)), hours, in_bytes(max(cost.memory, cost.on_gpu)), in_bytes(cost.disk))
     console.print(table)
     cost = budget.total(forecasts.values())
     merged = f" ({asked.merged} more would be the same training again)" if asked.merged else ""
     console.print(
         f"\n{asked.study.name}, preset {asked.preset}: {len(asked.planned):,} trials{merged}, {done:,} done. "
         f"{cost.seconds * workers / 3600:,.1f} hours of one worker on {_device(gpu)}, timed just now with {threads} "
-        f"thread{'s' if threads > 1 else ''}; at most {_bytes(cost.memory)} of memory a worker"
-        + (f" and {_bytes(cost.on_gpu)} on its GPU" if gpu else "")
-        + f"; at most {_bytes(cost.disk)} of disk when all have finished. Data: {_data(asked)}.",
+        f"thread{'s' if threads > 1 else ''}; at most {in_bytes(cost.memory)} of memory a worker"
+        + (f" and {in_bytes(cost.on_gpu)} on its GPU" if gpu else "")
+        + f"; at most {in_bytes(cost.disk)} of disk when all have finished. Data: {_data(asked)}.",
         soft_wrap=True,
     )
 
@@ -131,10 +132,3 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:,.0f} {unit}"
     return f"{seconds:.0f} seconds"
-
-
-def _bytes(count: float) -> str:
-    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count:.0f} B"
