@@ -14,29 +14,14 @@ from collections.abc import Callable
 from statistics import median
 
 import torch
-from step import CPU, machine, spread
+from step import CPU, FRANKLE_CIFAR, machine, spread
 from torch import Tensor
 
 from bnscale.engine import Gang
 from bnscale.engine.local import LocalEngine
 from bnscale.engine.machine import forget_peak, keep_freed_memory, peak_memory, release_memory
 from bnscale.networks import build
-from bnscale.trial import (
-    Affine,
-    Augmentation,
-    Data,
-    DecayOn,
-    Network,
-    Norm,
-    NormInit,
-    OutputBias,
-    Pixels,
-    Placement,
-    Precision,
-    Trainable,
-    Trial,
-    WeightInit,
-)
+from bnscale.trial import Norm, NormInit, Pixels, Trainable, Trial
 
 DEPTH = 56
 BATCH = 128
@@ -44,16 +29,9 @@ BATCH = 128
 
 def trial(norm: Norm, trainable: Trainable) -> Trial:
     """At a rate that changes next to nothing: a network without a norm would leave the real numbers."""
-    return Trial(
-        data=Data.CIFAR10, pixels=Pixels.ORIGINAL, validation=0, augmentation=Augmentation.NONE,
-        network=Network.RESNET, depth=DEPTH, width=1, weight_init=WeightInit.HE_NORMAL, output_bias=OutputBias.RANDOM,
-        norm=norm, placement=Placement.EVERY, affine=Affine.BOTH, affine_at=Placement.EVERY,
-        norm_init=NormInit.ONES, norm_batch=BATCH, groups=8 if norm is Norm.GROUP else None,
-        **(RENORM if norm is Norm.RENORM else dict.fromkeys(RENORM)),
-        trainable=trainable, batch=BATCH, epochs=160, steps=None, lr=1e-12, milestones=(), plateau=None, lr_drop=0.1,
-        warmup=0.0, momentum=0.9, weight_decay=1e-4, decay_on=DecayOn.ALL, norm_decay=None,
-        gamma_l1=0.0, gamma_l2=0.0, beta_l1=0.0, beta_l2=0.0, precision=Precision.FP32, seed=0,
-    )  # fmt: skip
+    size = {"depth": DEPTH, "batch": BATCH, "norm_batch": BATCH, "pixels": Pixels.ORIGINAL, "validation": 0}
+    asked = {"norm": norm, "norm_init": NormInit.ONES, "trainable": trainable, "lr": 1e-12, "seed": 0}
+    return Trial(**(FRANKLE_CIFAR | size | asked | {"groups": 8} | RENORM))
 
 
 RENORM = {"renorm_r": 3.0, "renorm_d": 5.0, "renorm_start": 0.0, "renorm_end": 0.0}  # at work from the first step

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from step import CPU, machine
+from step import CPU, FRANKLE_CIFAR, machine
 
 from bnscale.data import Resident
 from bnscale.engine import Gang
@@ -26,18 +26,15 @@ from bnscale.schedule import tune
 from bnscale.schedule.budget import Forecast
 from bnscale.schedule.progress import Watch
 from bnscale.train import Job
-from bnscale.trial import Augmentation, Data, Network, NormInit, Outcome, Pixels, Precision, Trainable, Trial
+from bnscale.trial import Augmentation, Data, Outcome, Pixels, Trainable, Trial
 
 SMALL = Forecast(seconds=0.1, memory=2**30, on_gpu=0, disk=100_000)
 
 
 def trial(seed: int) -> Trial:
-    return Trial(
-        data=Data.DIGITS, pixels=Pixels.ORIGINAL, validation=0, augmentation=Augmentation.SHIFT,
-        network=Network.RESNET, depth=8, width=1, norm_init=NormInit.UNIFORM, trainable=Trainable.BN,
-        batch=128, norm_batch=128, epochs=None, steps=1, lr=0.1, milestones=(), lr_drop=0.1,
-        warmup=0.0, momentum=0.9, weight_decay=1e-4, precision=Precision.FP32, seed=seed,
-    )  # fmt: skip
+    digits = {"data": Data.DIGITS, "pixels": Pixels.ORIGINAL, "validation": 0, "augmentation": Augmentation.SHIFT}
+    one_step = {"depth": 8, "trainable": Trainable.BN, "epochs": None, "steps": 1, "lr": 0.1, "seed": seed}
+    return Trial(**(FRANKLE_CIFAR | digits | one_step))
 
 
 class Clock(Watch):

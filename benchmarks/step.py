@@ -36,7 +36,10 @@ from bnscale.engine import Gang
 from bnscale.engine.local import LocalEngine
 from bnscale.engine.machine import device_name, forget_peak, keep_freed_memory, peak_memory
 from bnscale.networks import build, trained
-from bnscale.trial import Augmentation, Data, Network, NormInit, Pixels, Precision, Trainable, Trial
+from bnscale.trial import Data, Pixels, Precision, Trainable, Trial
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "studies"))
+from recipes import FRANKLE_CIFAR as FRANKLE_CIFAR  # what is timed is a paper's protocol
 
 BATCH = 128
 DEPTHS = (20, 110)
@@ -46,12 +49,8 @@ CPU = torch.device("cpu")
 
 def trial(depth: int, batch: int, precision: Precision, images: Pixels) -> Trial:
     """BatchNorm alone on CIFAR-10, as Frankle et al. train it."""
-    return Trial(
-        data=Data.CIFAR10, pixels=images, validation=0, augmentation=Augmentation.FLIP_SHIFT,
-        network=Network.RESNET, depth=depth, width=1, norm_init=NormInit.UNIFORM, trainable=Trainable.BN,
-        batch=batch, norm_batch=batch, epochs=160, steps=None, lr=0.1, milestones=(0.5, 0.75), lr_drop=0.1,
-        warmup=0.0, momentum=0.9, weight_decay=1e-4, precision=precision, seed=0,
-    )  # fmt: skip
+    changes = {"pixels": images, "depth": depth, "batch": batch, "norm_batch": batch, "precision": precision}
+    return Trial(**(FRANKLE_CIFAR | {"validation": 0, "trainable": Trainable.BN, "lr": 0.1, "seed": 0} | changes))
 
 
 class Ours:
@@ -87,6 +86,7 @@ class Apart:
         # Not a daemon: the plain loop may have DataLoader processes.
         self.process = context.Process(target=_serve, args=given)
         self.process.start()
+        there.close()  # so that a process that dies is noticed
 
     def run(self, steps: int, clock: Callable[[], float]) -> float:
         self.end.send((steps, clock))

@@ -8,10 +8,8 @@ So the number of workers changes the order of summation and nothing else.
 Shapes: N images of this worker, C channels, H, W pixels (none behind the last pooling), P workers behind one statistic.
 """
 
-import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -247,36 +245,13 @@ class Noise(nn.Module):
         sigma_C = 1 + torch.rand(channels, generator=draws, device=device) / 4
         # Channels last, as the images lie in memory: what is drawn must not depend on how they lie.
         shape = (workers * share, *pixels, channels)
-        uniform, normal = _uniform_and_normal(draws, math.prod(shape), 0.1, 0.1)
-        shift, scale = uniform.view(shape).add_(mu_C), normal.view(shape).add_(sigma_C)
+        shift = torch.empty(shape, device=device).uniform_(-0.1, 0.1, generator=draws).add_(mu_C)
+        scale = torch.empty(shape, device=device).normal_(0, 0.1, generator=draws).add_(sigma_C)
         mine = slice(rank * share, (rank + 1) * share)
         return tuple(drawn[mine].movedim(-1, 1).to(images_NCHW.dtype) for drawn in (scale, shift))  # type: ignore[return-value]
 
     def extra_repr(self) -> str:
         return self.purpose
-
-
-def _uniform_and_normal(draws: torch.Generator, count: int, reach: float, deviation: float) -> tuple[Tensor, Tensor]:
-    """So many values of U(-reach, reach) and of N(0, deviation^2), on the generator's device.
-
-    On a CPU torch draws on one thread, which took longer than everything else in the layer. There the values are made
-    of words that numpy draws in a third of that time, and by the transform of Box & Muller 1958, on all threads.
-    """
-    device = draws.device
-    if device.type != "cpu":
-        uniform = torch.rand(count, generator=draws, device=device).sub_(0.5).mul_(2 * reach)
-        return uniform, torch.randn(count, generator=draws, device=device).mul_(deviation)
-    pairs = (count + 1) // 2
-    words = torch.from_numpy(np.random.PCG64(draws.initial_seed()).random_raw(count + 1).view(np.int32))
-    # Of each word, which is from -2^31 to 2^31 - 1, a float.
-    uniform, radius, angle = (part.float() for part in words[: count + 2 * pairs].split([count, pairs, pairs]))
-    radius.add_(0.5).abs_().mul_(2**-31)  # uniform on (0, 1], and never 0
-    radius.log_().mul_(-2 * deviation**2).sqrt_()
-    angle.mul_(math.pi * 2**-31)
-    normal = torch.empty(2 * pairs)
-    torch.mul(radius, angle.cos(), out=normal[:pairs])
-    torch.mul(radius, angle.sin_(), out=normal[pairs:])
-    return uniform.mul_(reach * 2**-31), normal[:count]
 
 
 class NoisyBatchNorm(BatchNorm):

@@ -228,8 +228,8 @@ def _data(trial: Trial) -> float:
 
 
 def _training_memory(trial: Trial, counted: Work, workers: int) -> float:
-    """Weights, gradients and momentum; beside them, what backward needs with the few maps that live for a moment, or the
-    few maps of an evaluation's larger batch, whichever is more."""
+    """Weights, gradients and momentum; beside them the more of two: what backward needs with the few maps that live for
+    a moment, or the few maps of an evaluation's larger batch."""
     weights = FLOAT * (counted.parameters + 2 * counted.trained + counted.buffers)
     sites = placed(trial.network, trial.depth, trial.width, trial.facts.side, Placement.EVERY)
     widest = FLOAT * max((site.channels * site.side**2 for site in sites), default=0)  # one image's largest map
