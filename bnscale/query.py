@@ -178,11 +178,12 @@ class Session:
         found = [f"{path}: {wrong}; {_WAY_OUT}" for path, wrong in suspects if wrong]
         raise Refusal(found[0] if found else str(why)) from None
 
-    def relate(self, name: str, columns: dict[str, list[Any]]) -> None:
-        """Add a small table under this name, or replace it. A column named as one of `trials` has its type."""
+    def relate(self, name: str, columns: dict[str, list[Any]], stated: dict[str, str] | None = None) -> None:
+        """Add a small table under this name, or replace it. A column has its `stated` type, or that of `trials`."""
         assert name not in self._views, f"{name} is a view"
         assert len({len(values) for values in columns.values()}) == 1, f"{name}: columns of different lengths"
         known = {column: kind for column, kind, *_ in self._connection.execute("describe trials").fetchall()}
+        known |= stated or {}
         types = {column: known.get(column) or _type(values) for column, values in columns.items()}
         plain = [[each.value if isinstance(each, Enum) else each for each in values] for values in columns.values()]
         picked = ", ".join(f'unnest(${i}::{types[column]}[]) as "{column}"' for i, column in enumerate(columns, 1))

@@ -13,7 +13,7 @@ from bnscale.probes import TABLES, Curve
 from bnscale.store import Store
 from bnscale.study import Preset, grid
 from bnscale.study.plan import commit, plan, relate, settings
-from bnscale.trial import Data, Outcome, Pixels, Refusal, Trainable, Trial
+from bnscale.trial import Augmentation, Data, Network, Outcome, Pixels, Refusal, Trainable, Trial
 
 
 def original(data):
@@ -168,6 +168,24 @@ def test_the_nuisance_value_is_chosen_on_validation_images_and_test_images_choos
     )
     chosen = session.sql("select nuisance, seed, accuracy from chosen join trials using (trial) order by seed").rows
     assert chosen == [("lr=0.1", 0, 0.2), ("lr=0.1", 1, 0.3)]
+
+
+def test_a_regression_has_no_accuracy_and_its_nuisance_value_is_chosen_by_the_held_out_loss(tmp_path):
+    fields = FIXED | {
+        "data": Data.LINEAR_TEACHER, "augmentation": Augmentation.NONE, "network": Network.LINEAR, "width": 10,
+        "trainable": Trainable.ALL,
+    }  # fmt: skip
+    planned = plan(preset(fixed=fields, scientific=grid(depth=[8])), original)
+    store = Store(tmp_path)
+    for each in planned:
+        writer = store.writer(each.trial, {"curve": "1 epochs"}, {})
+        held_out, tested = (2.0, 9.0) if each.trial.lr == 0.1 else (3.0, 1.0)
+        for split, loss in [("validation", held_out), ("test", tested)]:
+            writer.write("curve", [Curve(10, 0.1, split, 100, loss, None, None)])
+        writer.finish(DONE, 10, {})
+    session = query.open(tmp_path, TABLES)
+    relate(session, planned)
+    assert session.sql("select distinct nuisance, avg(accuracy) from chosen group by all").rows == [("lr=0.1", None)]
 
 
 def test_a_value_at_which_a_seed_diverged_is_never_chosen_before_one_at_which_none_did(tmp_path):

@@ -92,6 +92,7 @@ final as (
     select
         trial,
         arg_max_null(accuracy, curve.step) filter (where split = 'validation') as held_out,
+        arg_max_null(loss, curve.step) filter (where split = 'validation') as held_out_loss,
         arg_max_null(accuracy, curve.step) filter (where split = 'test') as test
     from curve
     join trials using (trial)
@@ -106,7 +107,8 @@ tried as (
         nuisance,
         count(*) filter (where outcome in ('finished', 'diverged')) as n_results,
         count(*) filter (where outcome = 'diverged') as n_diverged,
-        avg(held_out) as held_out
+        avg(held_out) as held_out,
+        avg(held_out_loss) as held_out_loss
     from plan
     left join trials using (trial)
     left join final using (trial)
@@ -115,11 +117,19 @@ tried as (
 ),
 
 -- one row per cell: a value with results for more seeds comes first, for means over different seeds do not compare;
--- then one at which no seed diverged, then the best on held-out training images
+-- then one at which no seed diverged, then the best on held-out training images: a regression has a loss alone
 best as (
     select
         cell,
-        first(nuisance order by n_results desc, n_diverged = 0 desc, held_out desc nulls last, nuisance) as nuisance
+        first(
+            nuisance
+            order by
+                n_results desc,
+                n_diverged = 0 desc,
+                held_out desc nulls last,
+                case when held_out is null then held_out_loss end nulls last,
+                nuisance
+        ) as nuisance
     from tried
     group by cell
 )
@@ -147,4 +157,5 @@ def relate(session: "Session", planned: list[Planned]) -> None:
     columns = {name: [getattr(each, name) for each in planned] for name in ("cell", "nuisance")}
     session.relate("plan", {"trial": [each.trial.id for each in planned]} | columns)
     answer = session.sql(CHOSEN)
-    session.relate("chosen", {name: [row[i] for row in answer.rows] for i, name in enumerate(answer.columns)})
+    chosen = {name: [row[i] for row in answer.rows] for i, name in enumerate(answer.columns)}
+    session.relate("chosen", chosen, dict(zip(answer.columns, answer.types, strict=True)))
