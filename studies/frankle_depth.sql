@@ -1,6 +1,7 @@
 -- Queries of studies/frankle_depth.py. Three tables are not the store's: `plan` has one row per trial of the preset;
 -- `chosen` one row per trial with a result whose learning rate was chosen on held-out training images, with its
 -- test accuracy at the end (null where it diverged); `student` the 97.5 % quantile t95 of Student's t for n readings.
+-- All of them speak of the paper's networks: CIFAR ResNets with batch normalization after every convolution.
 
 -- name: accuracy_over_depth
 -- One row per trained set and depth at width 1: test accuracy over seeds with its 95 % interval.
@@ -16,7 +17,9 @@ over_seeds as (
         count(*) filter (where outcome = 'diverged') / count(*) as diverged
     from chosen
     join trials using (trial)
-    where width = 1
+    where
+        width = 1
+        and (network, norm, placement) = ('resnet', 'batch', 'every')
     group by trainable, depth
 )
 
@@ -46,7 +49,10 @@ over_seeds as (
         count(*) filter (where outcome = 'diverged') / count(*) as diverged
     from chosen
     join trials using (trial)
-    where depth = 14 and (select count(distinct width) from plan join trials using (trial)) > 1
+    where
+        depth = 14
+        and (network, norm, placement) = ('resnet', 'batch', 'every')
+        and (select count(distinct width) from plan join trials using (trial)) > 1
     group by trainable, width
 )
 
@@ -75,6 +81,7 @@ join chosen using (trial)
 join trials using (trial)
 where
     width = 1
+    and (network, norm, placement) = ('resnet', 'batch', 'every')
     and gamma_histogram.step = trials.step
     and isfinite(high)
     and trainable in ('all', 'bn', 'bn_output', 'bn_shortcut_output')
@@ -95,7 +102,11 @@ select
 from gamma
 join chosen using (trial)
 join trials using (trial)
-where width = 1 and gamma.step = trials.step and trainable in ('all', 'bn')
+where
+    width = 1
+    and (network, norm, placement) = ('resnet', 'batch', 'every')
+    and gamma.step = trials.step
+    and trainable in ('all', 'bn')
 group by trainable, depth, layer_index
 order by trainable, depth, layer_index
 
@@ -122,7 +133,10 @@ over_seeds as (
     from by_trial
     join chosen using (trial)
     join trials using (trial)
-    where width = 1 and trainable in ('all', 'bn', 'bn_output', 'bn_shortcut_output')
+    where
+        width = 1
+        and (network, norm, placement) = ('resnet', 'batch', 'every')
+        and trainable in ('all', 'bn', 'bn_output', 'bn_shortcut_output')
     group by trainable, depth
 )
 
@@ -148,8 +162,12 @@ deepest as (
     join trials using (trial)
     where
         width = 1
+        and (network, norm, placement) = ('resnet', 'batch', 'every')
         and sparsity.step = trials.step
-        and depth = (select max(depth) from chosen join trials using (trial) where width = 1)
+        and depth = (
+            select max(depth) from chosen join trials using (trial)
+            where width = 1 and (network, norm, placement) = ('resnet', 'batch', 'every')
+        )
 )
 
 select
@@ -174,7 +192,10 @@ ladder as (
         count(accuracy) as n
     from chosen
     join trials using (trial)
-    where trainable = 'bn' and width = 1
+    where
+        width = 1
+        and (network, norm, placement) = ('resnet', 'batch', 'every')
+        and trainable = 'bn'
     group by depth
 ),
 
@@ -208,7 +229,10 @@ ladder as (
         count(accuracy) as n
     from chosen
     join trials using (trial)
-    where trainable = 'bn' and width = 1
+    where
+        width = 1
+        and (network, norm, placement) = ('resnet', 'batch', 'every')
+        and trainable = 'bn'
     group by depth
 ),
 
@@ -244,7 +268,9 @@ leads as (
         ) as n
     from chosen
     join trials using (trial)
-    where width = 1
+    where
+        width = 1
+        and (network, norm, placement) = ('resnet', 'batch', 'every')
     group by depth
 )
 
@@ -267,7 +293,9 @@ leads as (
         ) as n
     from chosen
     join trials using (trial)
-    where width = 1
+    where
+        width = 1
+        and (network, norm, placement) = ('resnet', 'batch', 'every')
     group by depth
 )
 
@@ -287,7 +315,15 @@ over_seeds as (
         stddev_samp(accuracy) / sqrt(count(accuracy)) as error
     from chosen
     join trials using (trial)
-    where data = 'cifar10' and epochs >= 160 and batch = 128 and norm_init = 'uniform' and trainable = 'bn' and width = 1 and depth = 866
+    where
+        width = 1
+        and (network, norm, placement) = ('resnet', 'batch', 'every')
+        and data = 'cifar10'
+        and epochs >= 160
+        and batch = 128
+        and norm_init = 'uniform'
+        and trainable = 'bn'
+        and depth = 866
 )
 
 select measured, n, measured - t95 * error as low, measured + t95 * error as high
@@ -305,7 +341,15 @@ over_seeds as (
         stddev_samp(accuracy) / sqrt(count(accuracy)) as error
     from chosen
     join trials using (trial)
-    where data = 'cifar10' and epochs >= 160 and batch = 128 and norm_init = 'uniform' and trainable = 'bn' and width = 1 and depth = 110
+    where
+        width = 1
+        and (network, norm, placement) = ('resnet', 'batch', 'every')
+        and data = 'cifar10'
+        and epochs >= 160
+        and batch = 128
+        and norm_init = 'uniform'
+        and trainable = 'bn'
+        and depth = 110
 )
 
 select measured, n, measured - t95 * error as low, measured + t95 * error as high
@@ -323,7 +367,15 @@ over_seeds as (
         stddev_samp(accuracy) / sqrt(count(accuracy)) as error
     from chosen
     join trials using (trial)
-    where data = 'cifar10' and epochs >= 160 and batch = 128 and norm_init = 'uniform' and trainable = 'bn' and width = 1 and depth = 14
+    where
+        width = 1
+        and (network, norm, placement) = ('resnet', 'batch', 'every')
+        and data = 'cifar10'
+        and epochs >= 160
+        and batch = 128
+        and norm_init = 'uniform'
+        and trainable = 'bn'
+        and depth = 14
 )
 
 select measured, n, measured - t95 * error as low, measured + t95 * error as high
@@ -341,7 +393,15 @@ over_seeds as (
         stddev_samp(accuracy) / sqrt(count(accuracy)) as error
     from chosen
     join trials using (trial)
-    where data = 'cifar10' and epochs >= 160 and batch = 128 and norm_init = 'uniform' and trainable = 'all' and width = 1 and depth = 14
+    where
+        width = 1
+        and (network, norm, placement) = ('resnet', 'batch', 'every')
+        and data = 'cifar10'
+        and epochs >= 160
+        and batch = 128
+        and norm_init = 'uniform'
+        and trainable = 'all'
+        and depth = 14
 )
 
 select measured, n, measured - t95 * error as low, measured + t95 * error as high
@@ -367,6 +427,7 @@ by_trial as (
         and epochs >= 160
         and trainable = 'bn'
         and width = 1
+        and (network, norm, placement) = ('resnet', 'batch', 'every')
         and depth >= 110
     group by trial
 ),
@@ -396,7 +457,12 @@ changes as (
     from clamp
     join chosen using (trial)
     join trials using (trial)
-    where split = 'test' and clamp.step = trials.step and trainable = 'bn' and width = 1
+    where
+        width = 1
+        and (network, norm, placement) = ('resnet', 'batch', 'every')
+        and split = 'test'
+        and clamp.step = trials.step
+        and trainable = 'bn'
     group by depth
 )
 

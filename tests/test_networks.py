@@ -241,9 +241,9 @@ def test_vgg38_has_three_stages_of_six_blocks_and_skips_around_those_that_do_not
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
     assert len(convolutions) == 37
     assert {m.out_channels for m in convolutions} == {32}
-    assert [block.reduces for block in network.blocks] == [False] * 5 + [True] + [False] * 5 + [True] + [False] * 5 + [
-        True
-    ]
+    assert [isinstance(block, Reduction) for block in network.blocks] == [False] * 5 + [True] + [False] * 5 + [True] + [
+        False
+    ] * 5 + [True]
     images_NCHW = torch.randn(16, 3, 32, 32)
     sides = []
     for block in network.blocks:

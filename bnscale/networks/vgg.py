@@ -61,11 +61,10 @@ class VGG(nn.Module):
 
 
 class Pair(nn.Module):
-    """Two convolutions with a skip around them, or, at the end of a stage, with a pooling between them and no skip."""
+    """Two convolutions with a skip around them: lrelu(norm(conv(lrelu(norm(conv(x))))) + x)."""
 
-    def __init__(self, name: str, channels: int, norm: Callable[[str], nn.Module], *, reduces: bool) -> None:
+    def __init__(self, name: str, channels: int, norm: Callable[[str], nn.Module]) -> None:
         super().__init__()
-        self.reduces = reduces
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.norm1 = norm(f"{name}.norm1")
         self.relu1 = nn.LeakyReLU(inplace=True)
@@ -75,10 +74,17 @@ class Pair(nn.Module):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         y_NCHW = self.relu1(self.norm1(self.conv1(x_NCHW)))
-        if self.reduces and y_NCHW.shape[-1] > 1:
+        return self.relu2(self.norm2(self.conv2(y_NCHW)).add_(x_NCHW))
+
+
+class Reduction(Pair):
+    """The end of a stage: the same two convolutions with a mean over 2x2 pixels between them, and no skip."""
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        y_NCHW = self.relu1(self.norm1(self.conv1(x_NCHW)))
+        if y_NCHW.shape[-1] > 1:  # maps of one pixel, which small images come down to, stay
             y_NCHW = F.avg_pool2d(y_NCHW, 2)
-        y_NCHW = self.norm2(self.conv2(y_NCHW))
-        return self.relu2(y_NCHW if self.reduces else y_NCHW.add_(x_NCHW))
+        return self.relu2(self.norm2(self.conv2(y_NCHW)))
 
 
 class ResidualVGG(nn.Module):
@@ -95,11 +101,9 @@ class ResidualVGG(nn.Module):
         self.conv = nn.Conv2d(channels, 16 * width, 3, padding=1, bias=False)
         self.norm = norm("norm")
         self.relu = nn.LeakyReLU(inplace=True)
+        stage = [*[Pair] * (blocks - 1), Reduction]
         self.blocks = nn.Sequential(
-            *(
-                Pair(f"blocks.{number}", 16 * width, norm, reduces=number % blocks == blocks - 1)
-                for number in range(3 * blocks)
-            )
+            *(block(f"blocks.{number}", 16 * width, norm) for number, block in enumerate(3 * stage))
         )
         self.head_norm = norm("head_norm")
         self.output = nn.Linear(16 * width, classes)
