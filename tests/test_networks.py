@@ -16,6 +16,7 @@ from bnscale.networks import assemble, build, trained
 from bnscale.networks.imagenet import ImageNetResNet
 from bnscale.networks.norm import BatchNorm, norms_of
 from bnscale.networks.trainable import PairConv2d
+from bnscale.networks.vgg import Pair, Reduction
 from bnscale.trial import Augmentation, Data, Network, Norm, NormInit, Placement, Trainable
 
 SHARED = Path(__file__).parents[2] / "shared" / "reference" / "resnet14_bn_only.safetensors"
@@ -241,9 +242,7 @@ def test_vgg38_has_three_stages_of_six_blocks_and_skips_around_those_that_do_not
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
     assert len(convolutions) == 37
     assert {m.out_channels for m in convolutions} == {32}
-    assert [isinstance(block, Reduction) for block in network.blocks] == [False] * 5 + [True] + [False] * 5 + [True] + [
-        False
-    ] * 5 + [True]
+    assert [type(block) for block in network.blocks] == ([Pair] * 5 + [Reduction]) * 3
     images_NCHW = torch.randn(16, 3, 32, 32)
     sides = []
     for block in network.blocks:
