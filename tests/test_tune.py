@@ -19,24 +19,14 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from examples import digits
 from ray import cloudpickle
 
 from bnscale.engine import Gang
 from bnscale.schedule.budget import Forecast
 from bnscale.schedule.progress import Watch
 from bnscale.schedule.tune import GIB, OWNER, Cluster, Node, _needs, _own_folder, _sweep, connect, run
-from bnscale.trial import (
-    Augmentation,
-    Data,
-    Network,
-    NormInit,
-    Outcome,
-    Pixels,
-    Precision,
-    Refusal,
-    Trainable,
-    Trial,
-)
+from bnscale.trial import Augmentation, Outcome, Refusal, Trainable, Trial
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not import tests
 
@@ -129,27 +119,16 @@ class Toy:
 
 
 def job(folder: Path, seed: int, steps: int = 4, lr: float = 0.5, trainable: Trainable = Trainable.BN) -> Job:
-    trial = Trial(
-        data=Data.DIGITS,
-        pixels=Pixels.ORIGINAL,
+    trial = digits(
         validation=137,
         augmentation=Augmentation.NONE,
-        network=Network.RESNET,
-        depth=8,
-        width=1,
-        norm_init=NormInit.UNIFORM,
         trainable=trainable,
         batch=650,  # two steps an epoch
         norm_batch=650,
-        epochs=None,
         steps=steps,
         lr=lr,
         milestones=(),
-        lr_drop=0.1,
-        warmup=0.0,
-        momentum=0.9,
         weight_decay=0.0,
-        precision=Precision.FP32,
         seed=seed,
     )
     return Job(trial, str(folder))
