@@ -34,7 +34,13 @@ def trial(norm: Norm, trainable: Trainable) -> Trial:
     return Trial(**(FRANKLE_CIFAR | size | asked | {"groups": 8} | RENORM))
 
 
-RENORM = {"renorm_r": 3.0, "renorm_d": 5.0, "renorm_start": 0.0, "renorm_end": 0.0}  # at work from the first step
+RENORM = {
+    "renorm_r": 3.0,
+    "renorm_d": 5.0,
+    "renorm_start": 0.0,
+    "renorm_r_end": 0.0,
+    "renorm_d_end": 0.0,
+}  # at work from the first step
 
 
 class Loop:

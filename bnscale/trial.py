@@ -105,7 +105,8 @@ class Trial(BaseModel):
     renorm_d: Annotated[Annotated[float, Field(ge=0)] | None, Before(None)]  # largest |d|, renorm only
     # Shares of training between which they rise, in a line, from r 1 and d 0, which is batch normalization.
     renorm_start: Annotated[Annotated[float, Field(ge=0, le=1)] | None, Before(None)]
-    renorm_end: Annotated[Annotated[float, Field(ge=0, le=1)] | None, Before(None)]
+    renorm_r_end: Annotated[Annotated[float, Field(ge=0, le=1)] | None, Before(None)]
+    renorm_d_end: Annotated[Annotated[float, Field(ge=0, le=1)] | None, Before(None)]
 
     trainable: Trainable
 
@@ -131,14 +132,17 @@ class Trial(BaseModel):
 
     def __init__(self, **fields: Any) -> None:
         try:
-            super().__init__(**_resolved(fields))
+            super().__init__(**fields)
+            resolved = _resolved(self)
+            if resolved:
+                super().__init__(**(self.model_dump() | resolved))
         except ValidationError as error:
             raise Refusal("\n".join(_refusal(type(self), each) for each in error.errors())) from None
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
         """The first rule that the fields together break."""
-        for rules in (_network_rules, _norm_rules, _trainable_rules, _training_rules):
+        for rules in (_network_rules, _norm_rules, _trainable_rules, _penalty_rules, _training_rules):
             for broken in rules(self):
                 raise ValueError(broken)
         return self
@@ -174,7 +178,7 @@ class Trial(BaseModel):
     @cached_property
     def norms(self) -> list[Site]:
         """Where norms stand, in the order of the forward pass."""
-        return self._placed(self.placement)
+        return [] if self.norm is Norm.NONE else self._placed(self.placement)
 
     @cached_property
     def affine_norms(self) -> list[Site]:
@@ -187,11 +191,11 @@ class Trial(BaseModel):
         return [site for site in self.norms if site.name in chosen]
 
     @property
-    def renorm(self) -> tuple[float, float, float, float]:
-        """Largest r and |d|, and the shares of training between which they rise to these, of batch renormalization."""
-        values = (self.renorm_r, self.renorm_d, self.renorm_start, self.renorm_end)
-        assert None not in values, "a trial with batch renormalization has them all"
-        return values  # type: ignore[return-value]
+    def renorm(self) -> dict[str, float]:
+        """Of batch renormalization: largest r and |d|, and the shares of training between which they rise to these."""
+        values = {name: getattr(self, name) for name in _IOFFE}
+        assert None not in values.values(), "a trial with batch renormalization has them all"
+        return values
 
     def _placed(self, placement: Placement) -> list[Site]:
         return placed(self.network, self.depth, self.width, self.facts.side, placement)
@@ -331,28 +335,49 @@ def _refusal(trial: type[Trial], error: Any) -> str:
 # --- rules ------------------------------------------------------------------------------------------
 
 
-def _resolved(fields: dict[str, Any]) -> dict[str, Any]:
-    """What makes no difference gets one value, so that the same training is the same trial."""
-    values = dict(fields)
-    norm = values.get("norm")
-    if Norm.NONE in (norm, values.get("placement")):
-        norm = Norm.NONE
-        values |= {"norm": Norm.NONE, "placement": Placement.NONE}
-    if isinstance(norm, Norm):
-        if not norm.over_images and "batch" in values and "norm_batch" in values:
-            values["norm_batch"] = values["batch"]
-        if norm is not Norm.GROUP and "groups" in values:
-            values["groups"] = None
-        if norm is not Norm.RENORM:
-            values |= {name: None for name in values if name.startswith("renorm_")}
-        if norm.parameterless:
-            values["affine_at"] = Placement.NONE
-    if values.get("affine_at") is Placement.NONE:
-        values |= {name: same for name, same in _NO_AFFINE.items() if name in values}
-    return values
+def _resolved(trial: Trial) -> dict[str, Any]:
+    """Fields whose values make no difference, with the one value of them that the same training always has."""
+    wanted: dict[str, Any] = {}
+    if not trial.norms:
+        wanted |= {"norm": Norm.NONE, "placement": Placement.NONE}
+    elif trial.norm is Norm.GROUP and trial.groups == 1:
+        wanted["norm"] = Norm.LAYER
+    elif trial.norm is Norm.GROUP and {site.channels for site in trial.norms} == {trial.groups}:
+        wanted["norm"] = Norm.INSTANCE
+    norm = wanted.get("norm", trial.norm)
+    if not norm.over_images:
+        wanted["norm_batch"] = trial.batch
+    if norm is not Norm.GROUP:
+        wanted["groups"] = None
+    if norm is not Norm.RENORM:
+        wanted |= dict.fromkeys(_IOFFE)
+    if not trial.affine_norms:
+        wanted |= {"affine": Affine.BOTH, "affine_at": Placement.NONE, "norm_init": NormInit.ONES, "norm_decay": None}
+    elif trial.affine_norms == trial.norms:
+        wanted["affine_at"] = Placement.EVERY
+    if trial.affine is Affine.BETA and trial.norm_init is not NormInit.ONES_ONES:
+        wanted["norm_init"] = NormInit.ONES
+    if trial.affine is Affine.GAMMA and trial.norm_init is NormInit.ONES_ONES:
+        wanted["norm_init"] = NormInit.ONES
+    same_decay = trial.weight_decay if trial.decay_on is DecayOn.ALL else 0.0
+    if trial.norm_decay == same_decay or not _trains(trial, Affine.BOTH):
+        wanted["norm_decay"] = None
+    if trial.network is Network.LINEAR and trial.weight_init is WeightInit.DELTA_ORTHOGONAL:
+        wanted["weight_init"] = WeightInit.ORTHOGONAL
+    return {name: value for name, value in wanted.items() if getattr(trial, name) != value}
 
 
-_NO_AFFINE = {"affine": Affine.BOTH, "norm_init": NormInit.ONES, "norm_decay": None}
+def _trains(trial: Trial, part: Affine) -> bool:
+    """Whether training changes gamma, beta or either of them."""
+    sets = {
+        Affine.GAMMA: (Trainable.GAMMA, Affine.BETA),
+        Affine.BETA: (Trainable.BETA, Affine.GAMMA),
+    }
+    if part is Affine.BOTH:
+        return any(_trains(trial, each) for each in sets)
+    alone, without = sets[part]
+    with_norms = (Trainable.ALL, Trainable.BN, Trainable.BN_OUTPUT, Trainable.BN_SHORTCUT_OUTPUT, alone)
+    return bool(trial.affine_norms) and trial.affine is not without and trial.trainable in with_norms
 
 
 def _network_rules(trial: Trial) -> Iterable[str]:
@@ -396,42 +421,73 @@ def _trainable_rules(trial: Trial) -> Iterable[str]:
 
 def _norm_rules(trial: Trial) -> Iterable[str]:
     title = FAMILIES[trial.network].title
-    if trial.norm is not Norm.NONE and not trial.norms:
+    if Placement.NONE is trial.placement or trial.norm is Norm.NONE:
+        return
+    if not trial.norms:
         other = Placement.NONE if trial.placement is Placement.EVERY else Placement.EVERY
         yield f"placement {trial.placement}: a {title} of depth {trial.depth} has no such place; try {other}"
-    if trial.affine_at is not Placement.NONE and not trial.affine_norms:
+    if trial.affine_at is not Placement.NONE and not trial.affine_norms and not trial.norm.parameterless:
         yield (
             f"affine_at {trial.affine_at}: no norm stands there with placement {trial.placement}; "
             f"try {Placement.EVERY}, for all norms, or {Placement.NONE}"
         )
-    penalties = {name: getattr(trial, name) for name in ("gamma_l1", "gamma_l2", "beta_l1", "beta_l2")}
-    for name, value in penalties.items():
-        without = Affine.BETA if name.startswith("gamma") else Affine.GAMMA
-        if value and (not trial.affine_norms or trial.affine is without):
-            yield f"{name} {value}: the network has no {name.partition('_')[0]} to penalise; try 0"
     if trial.norm is Norm.GROUP:
-        channels = math.gcd(*(site.channels for site in trial.norms))
-        if trial.groups is None:
-            yield f"groups None: group norm needs a number of groups; try {math.gcd(channels, 8)}"
-        elif channels % trial.groups:
-            wrong = next(site for site in trial.norms if site.channels % trial.groups)
-            legal = [g for g in range(1, channels + 1) if channels % g == 0]
-            near = [*(g for g in legal if g < trial.groups)][-1:] + [*(g for g in legal if g > trial.groups)][:1]
-            yield (
-                f"groups {trial.groups}: does not divide the {wrong.channels} channels of {wrong.name}; "
-                f"try {_either(near)}"
-            )
+        yield from _group_rules(trial)
     if trial.norm is Norm.RENORM:
-        for name in ("renorm_r", "renorm_d", "renorm_start", "renorm_end"):
+        for name, value in _IOFFE.items():
             if getattr(trial, name) is None:
-                yield f"{name} None: batch renormalization needs it; try {_IOFFE[name]}"
+                yield f"{name} None: batch renormalization needs it; try {value}"
                 return
-        if trial.renorm_start > trial.renorm_end:  # type: ignore[operator]  # neither is None
-            yield f"renorm_start {trial.renorm_start}: must not be after renorm_end {trial.renorm_end}"
+        for name in ("renorm_r_end", "renorm_d_end"):
+            if getattr(trial, name) < trial.renorm_start:
+                yield f"{name} {getattr(trial, name)}: must not be before renorm_start; try {trial.renorm_start}"
+    for site in trial.norms:
+        if trial.norm is not Norm.NOISE and _values(trial, site) == 1:
+            where = f"the maps of {site.name} on {trial.data.facts.title} are 1x1, and one value has no variance"
+            divisor = next((d for d in range(2, trial.batch + 1) if trial.batch % d == 0), None)
+            if not trial.norm.over_images:
+                yield f"norm {trial.norm}: {where}; try {Norm.BATCH}"
+            elif divisor:
+                yield f"norm_batch {trial.norm_batch}: {where}; try {divisor}"
+            else:
+                yield f"batch {trial.batch}: {where}; try 2 or more, with norm_batch"
+            return
 
 
-# Ioffe 2017, section 3, but for the shares: there steps of one ImageNet run, from 5,000 to 25,000 (d) and 40,000 (r).
-_IOFFE = {"renorm_r": 3.0, "renorm_d": 5.0, "renorm_start": 0.05, "renorm_end": 0.25}
+def _group_rules(trial: Trial) -> Iterable[str]:
+    channels = math.gcd(*(site.channels for site in trial.norms))
+    legal = [
+        groups
+        for groups in range(1, channels + 1)
+        if channels % groups == 0 and all(site.channels * site.side**2 > groups for site in trial.norms)
+    ]
+    if trial.groups in legal:
+        return
+    if not legal:
+        yield f"norm {trial.norm}: with any groups some have a single value, which has no variance; try {Norm.BATCH}"
+    if trial.groups is None:
+        yield f"groups None: group norm needs a number of groups; try {max(g for g in legal if g <= 8)}"
+        return
+    near = [*(g for g in legal if g < trial.groups)][-1:] + [*(g for g in legal if g > trial.groups)][:1]
+    wrong = next((site for site in trial.norms if site.channels % trial.groups), None)
+    if wrong is not None:
+        why = f"does not divide the {wrong.channels} channels of {wrong.name}"
+    else:
+        lone = next(site for site in trial.norms if site.channels * site.side**2 == trial.groups)
+        why = f"the maps of {lone.name} on {trial.data.facts.title} are 1x1, and one value has no variance"
+    yield f"groups {trial.groups}: {why}; try {_either(near)}"
+
+
+# Ioffe 2017, section 3, but for the shares: there steps of one ImageNet run, from 5,000 to 40,000 (r) and 25,000 (d).
+_IOFFE = {"renorm_r": 3.0, "renorm_d": 5.0, "renorm_start": 0.05, "renorm_r_end": 0.3, "renorm_d_end": 0.2}
+
+
+def _penalty_rules(trial: Trial) -> Iterable[str]:
+    for part in (Affine.GAMMA, Affine.BETA):
+        for name in (f"{part}_l1", f"{part}_l2"):
+            value = getattr(trial, name)
+            if value and not _trains(trial, part):
+                yield f"{name} {value}: there is no {part} that trains with trainable {trial.trainable}; try 0"
 
 
 def _training_rules(trial: Trial) -> Iterable[str]:
@@ -452,18 +508,10 @@ def _training_rules(trial: Trial) -> Iterable[str]:
             f"batch {trial.batch}: {facts.title} has {left} training images after "
             f"{trial.validation} are held out; try {left} or fewer"
         )
-    if trial.batch % trial.norm_batch:
+    if trial.norm.over_images and trial.batch % trial.norm_batch:
         divisors = (d for d in range(1, trial.batch + 1) if trial.batch % d == 0)
         best = min(divisors, key=lambda d: abs(d - trial.norm_batch))
         yield f"norm_batch {trial.norm_batch}: must divide batch {trial.batch}; try {best}"
-    for site in trial.norms:
-        if trial.norm is not Norm.NOISE and _values(trial, site) == 1:
-            field, way = {
-                Norm.INSTANCE: (f"norm {trial.norm}", f"try {Norm.LAYER}, or another placement"),
-                Norm.GROUP: (f"groups {trial.groups}", f"try {trial.groups // 2 if trial.groups else 1}"),
-            }.get(trial.norm, (f"norm_batch {trial.norm_batch}", "try 2 or more"))
-            yield (f"{field}: the maps of {site.name} on {facts.title} are 1x1, and one value has no variance; {way}")
-            break
     outside = [m for m in trial.milestones if not 0 < m < 1]
     if outside or list(trial.milestones) != sorted(set(trial.milestones)):
         yield (

@@ -29,7 +29,8 @@ BATCH_NORM = {
     "renorm_r": None,
     "renorm_d": None,
     "renorm_start": None,
-    "renorm_end": None,
+    "renorm_r_end": None,
+    "renorm_d_end": None,
 }
 
 # gamma and beta decay as the weights do, and nothing else holds them back.
@@ -172,5 +173,12 @@ SANTURKAR_LINEAR = SANTURKAR_VGG | {
 }
 
 # Batch renormalization (Ioffe 2017, arXiv:1702.03275, section 3). There r and d are set free by steps of one ImageNet
-# run (5,000 to 40,000 and to 25,000); as shares of a training they are ours.
-RENORM = {"norm": Norm.RENORM, "renorm_r": 3.0, "renorm_d": 5.0, "renorm_start": 0.05, "renorm_end": 0.25}
+# run, 5,000 to 40,000 and 5,000 to 25,000; as shares of any training they are ours.
+RENORM = {
+    "norm": Norm.RENORM,
+    "renorm_r": 3.0,
+    "renorm_d": 5.0,
+    "renorm_start": 0.05,
+    "renorm_r_end": 0.3,
+    "renorm_d_end": 0.2,
+}

@@ -1,6 +1,7 @@
 """Forecasts: counted work is the work that is done, and memory and order are near what is measured."""
 
 import dataclasses
+import itertools
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from bnscale.networks import build, trained
 from bnscale.probes import END, EPOCH, curve, gamma
 from bnscale.schedule import budget
 from bnscale.schedule.budget import Pace, forecast, total, work
-from bnscale.trial import Affine, Data, Network, Norm, Placement, Precision, Trainable
+from bnscale.trial import Affine, Augmentation, Data, Network, Norm, Placement, Precision, Refusal, Trainable
 
 
 def cifar(**changes):
@@ -74,12 +75,49 @@ def test_costs_extrapolated_from_shallow_networks_are_those_of_the_deep_one(fiel
 
 @pytest.mark.parametrize("norm", list(Norm))
 def test_a_step_of_every_norm_can_be_foreseen(norm):
-    others = {"groups": 8, "renorm_r": 3.0, "renorm_d": 5.0, "renorm_start": 0.0, "renorm_end": 0.5}
+    others = {
+        "groups": 8,
+        "renorm_r": 3.0,
+        "renorm_d": 5.0,
+        "renorm_start": 0.0,
+        "renorm_r_end": 0.5,
+        "renorm_d_end": 0.5,
+    }
     for fields in ({"depth": 26, "width": 2}, {"network": Network.VGG, "depth": 16, "width": 4, "data": Data.CIFAR10}):
         trial = digits(norm=norm, trainable=Trainable.ALL, batch=4, norm_batch=4, **(others | fields))
         found = forecast(trial, {}, Pace(torch.device("cpu"), 1), 1, gpu=False)
         assert 0 < found.seconds < 60
         assert found.memory > work(trial).saved
+
+
+SIZES = [
+    (Network.RESNET, 26, 2), (Network.VGG, 16, 1), (Network.VGG_RESIDUAL, 38, 2), (Network.LINEAR, 25, 16),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("norm", [{}, {"norm": Norm.GROUP, "groups": 16}], ids=str)
+@pytest.mark.parametrize(("network", "depth", "width"), SIZES, ids=str)
+def test_every_trial_that_can_run_can_be_foreseen(network, depth, width, norm, monkeypatch):
+    monkeypatch.setattr(budget, "_time", lambda trial, device, threads: 1.0)
+    fields = {
+        "network": network,
+        "depth": depth,
+        "width": width,
+        "trainable": Trainable.ALL,
+        "batch": 4,
+        "norm_batch": 4,
+    }
+    if network is Network.LINEAR:
+        fields |= {"data": Data.LINEAR_TEACHER, "augmentation": Augmentation.NONE}
+    foreseen = 0
+    for place, affine_at in itertools.product(Placement, [Placement.EVERY, Placement.EVERY_10]):
+        try:
+            trial = digits(**(fields | norm | {"placement": place, "affine_at": affine_at}))
+        except Refusal:
+            continue
+        assert forecast(trial, {}, Pace(torch.device("cpu"), 1), 1, gpu=False).seconds > 0
+        foreseen += 1
+    assert foreseen
 
 
 def test_freezing_weights_saves_their_gradients_and_training_nothing_saves_the_backward_pass():
@@ -117,6 +155,8 @@ forget_peak(cpu)
 for step in range(2):
     engine.backward(engine(torch.randn(128, 3, 32, 32), torch.zeros(128, dtype=torch.long)))
     engine.step(0.1)
+with torch.no_grad():
+    engine.module.eval()(torch.randn(500, 3, 32, 32))  # as the curve is read
 print(foreseen, peak_memory(cpu))
 """
 

@@ -219,7 +219,14 @@ def test_frozen_weights_keep_their_initialisation_to_the_last_bit(two, zero):
 
 OTHERS: list[dict[str, Any]] = [
     *({"norm": each} for each in Norm if each.over_images and each is not Norm.RENORM),
-    {"norm": Norm.RENORM, "renorm_r": 3.0, "renorm_d": 5.0, "renorm_start": 0.0, "renorm_end": 0.5},
+    {
+        "norm": Norm.RENORM,
+        "renorm_r": 3.0,
+        "renorm_d": 5.0,
+        "renorm_start": 0.0,
+        "renorm_r_end": 0.5,
+        "renorm_d_end": 0.5,
+    },
     {"norm": Norm.GROUP, "groups": 4},
     {"norm": Norm.LAYER},
     {"norm": Norm.INSTANCE},

@@ -19,7 +19,7 @@ from bnscale.networks.workers import alone, settle, spread
 from bnscale.trial import Affine, Norm, Trainable, Trial
 
 CHANNELS = 6
-RENORM = {"renorm_r": 1.5, "renorm_d": 0.3, "renorm_start": 0.0, "renorm_end": 0.0}
+RENORM = {"renorm_r": 1.5, "renorm_d": 0.3, "renorm_start": 0.0, "renorm_r_end": 0.0, "renorm_d_end": 0.0}
 OVER_IMAGES = [norm for norm in Norm if norm.over_images]
 OF_ONE_IMAGE = [Norm.LAYER, Norm.GROUP, Norm.INSTANCE]
 POWERS = {Norm.L1: 1.0, Norm.L2: 2.0, Norm.LINF: math.inf}
@@ -198,16 +198,16 @@ def test_batch_renormalization_within_its_bounds_normalizes_training_as_evaluati
 
 
 def test_batch_renormalization_holds_r_and_d_within_bounds_that_rise_in_a_line():
-    renorm = BatchRenorm(CHANNELS, None, 8, r_max=3.0, d_max=5.0, rise=(10.0, 20.0)).double()
+    renorm = BatchRenorm(CHANNELS, None, 8, r_max=3.0, d_max=5.0, r_rise=(10.0, 20.0), d_rise=(10.0, 15.0)).double()
     inputs = images()
     normalised = as_written(Norm.BATCH, inputs)
     variance, mean = inputs.var(over(inputs), correction=0) + EPS, inputs.mean(over(inputs))
-    for tracked, risen in ((0, 0.0), (10, 0.0), (15, 0.5), (20, 1.0), (99, 1.0)):
-        renorm.num_batches_tracked.fill_(tracked)
+    for tracked, r_risen, d_risen in ((0, 0, 0), (10, 0, 0), (12.5, 0.25, 0.5), (15, 0.5, 1), (20, 1, 1), (99, 1, 1)):
+        renorm.num_batches_tracked = torch.tensor(tracked)
         renorm.running_mean.fill_(1.0)
         renorm.running_var.fill_(0.01)
         sigma = math.sqrt(0.01 + EPS)
-        r_max, d_max = 1 + 2 * risen, 5 * risen
+        r_max, d_max = 1 + 2 * r_risen, 5 * d_risen
         r = (variance.sqrt() / sigma).clamp(1 / r_max, r_max).view(1, -1, 1, 1)
         d = ((mean - 1.0) / sigma).clamp(-d_max, d_max).view(1, -1, 1, 1)
         torch.testing.assert_close(renorm(inputs), normalised * r + d)

@@ -220,7 +220,14 @@ def test_the_scheduler_is_shown_validation_accuracy_and_test_accuracy_only_where
         assert last.accuracy == next(row.accuracy for _, row in notebook.kept if row.split == split)
 
 
-RENORM = {"norm": Norm.RENORM, "renorm_r": 3.0, "renorm_d": 5.0, "renorm_start": 0.0, "renorm_end": 0.5}
+RENORM = {
+    "norm": Norm.RENORM,
+    "renorm_r": 3.0,
+    "renorm_d": 5.0,
+    "renorm_start": 0.0,
+    "renorm_r_end": 0.5,
+    "renorm_d_end": 0.5,
+}
 
 KNOBS: list[dict[str, Any]] = [
     *({"network": each, "depth": depth, "width": width} for each, depth, width in FAMILIES),

@@ -7,10 +7,12 @@ import sys
 from typing import Annotated
 
 import pytest
+import torch
 from examples import FIELDS, digits
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bnscale.networks import build
 from bnscale.trial import (
     Affine,
     Augmentation,
@@ -19,6 +21,7 @@ from bnscale.trial import (
     DecayOn,
     Network,
     Norm,
+    NormInit,
     OutputBias,
     Placement,
     Precision,
@@ -26,6 +29,7 @@ from bnscale.trial import (
     Trainable,
     Trial,
     WeightInit,
+    parse,
     seed_for,
 )
 
@@ -33,7 +37,14 @@ VGG = {"network": Network.VGG, "depth": 11}
 LINEAR = {
     "data": Data.LINEAR_TEACHER, "augmentation": Augmentation.NONE, "network": Network.LINEAR, "depth": 5, "width": 10,
 }  # fmt: skip
-RENORM = {"norm": Norm.RENORM, "renorm_r": 3.0, "renorm_d": 5.0, "renorm_start": 0.1, "renorm_end": 0.5}
+RENORM = {
+    "norm": Norm.RENORM,
+    "renorm_r": 3.0,
+    "renorm_d": 5.0,
+    "renorm_start": 0.1,
+    "renorm_r_end": 0.5,
+    "renorm_d_end": 0.5,
+}
 
 
 @pytest.mark.parametrize(
@@ -62,10 +73,10 @@ RENORM = {"norm": Norm.RENORM, "renorm_r": 3.0, "renorm_d": 5.0, "renorm_start":
         ({"norm": Norm.GROUP, "groups": 5}, r"^groups 5: does not divide the 16 channels of norm; try 4 or 8$"),
         ({"norm": Norm.GROUP, "groups": 32}, r"^groups 32: does not divide the 16 channels of norm; try 16$"),
         ({"norm": Norm.GROUP, "groups": 0}, r"^groups 0: must be at least 1; try 1"),
-        (VGG | {"norm": Norm.INSTANCE}, r"^norm instance: the maps of layers.5.norm on digits are 1x1, .*try layer"),
+        (VGG | {"norm": Norm.INSTANCE}, r"^norm instance: the maps of layers.5.norm on digits are 1x1, .*try batch$"),
         (VGG | {"norm": Norm.GROUP, "groups": 16}, None),
         (VGG | {"norm": Norm.GROUP, "groups": 128}, r"^groups 128: does not divide the 16 channels"),
-        (VGG | {"norm_batch": 1}, r"^norm_batch 1: the maps of layers.5.norm on digits are 1x1, .*; try 2 or more"),
+        (VGG | {"norm_batch": 1}, r"^norm_batch 1: the maps of layers.5.norm on digits are 1x1, .*; try 2$"),
         ({"norm_batch": 1}, None),  # 2x2 pixels have a variance
         ({"placement": Placement.LAST, "norm_batch": 1}, r"^norm_batch 1: the maps of head_norm .* 1x1"),
         ({"placement": Placement.LAST, "norm": Norm.INSTANCE}, r"^norm instance: the maps of head_norm .* 1x1"),
@@ -75,7 +86,7 @@ RENORM = {"norm": Norm.RENORM, "renorm_r": 3.0, "renorm_d": 5.0, "renorm_start":
         ),
         (
             {"norm": Norm.NONE},
-            r"^trainable bn: .*norm none, placement none.* has no gamma or beta to train; try all or output",
+            r"^trainable bn: .*norm none, .* has no gamma or beta to train; try all or output",
         ),
         ({"affine_at": Placement.NONE}, r"^trainable bn: .* has no gamma or beta to train"),
         ({"norm": Norm.NOISE}, r"^trainable bn: .* has no gamma or beta to train"),
@@ -95,9 +106,15 @@ RENORM = {"norm": Norm.RENORM, "renorm_r": 3.0, "renorm_d": 5.0, "renorm_start":
         ),
         ({"norm": Norm.RENORM}, r"^renorm_r None: batch renormalization needs it; try 3"),
         (RENORM | {"renorm_r": 0.5}, r"^renorm_r 0.5: must be at least 1; try 1"),
-        (RENORM | {"renorm_start": 0.5, "renorm_end": 0.1}, r"^renorm_start 0.5: must not be after renorm_end 0.1"),
+        (
+            RENORM | {"renorm_start": 0.5, "renorm_r_end": 0.1, "renorm_d_end": 0.1},
+            r"^renorm_r_end 0.1: must not be before renorm_start; try 0.5",
+        ),
         ({"gamma_l1": -1.0}, r"^gamma_l1 -1.0: must be at least 0; try 0"),
-        ({"affine": Affine.BETA, "gamma_l1": 0.1}, r"^gamma_l1 0.1: the network has no gamma to penalise; try 0"),
+        (
+            {"affine": Affine.BETA, "gamma_l1": 0.1},
+            r"^gamma_l1 0.1: there is no gamma that trains with trainable bn; try 0",
+        ),
         ({"plateau": 0}, r"^plateau 0: must be at least 1; try 1"),
         ({"network": Network.IMAGENET_RESNET, "depth": 18}, r"^width 1: an ImageNet ResNet has 64 channels .*; try 4"),
         (
@@ -217,6 +234,63 @@ def test_a_field_that_makes_no_difference_makes_no_other_trial():
     for same in ({"norm_batch": 4}, {"affine": Affine.GAMMA}, {"placement": Placement.FIRST}, {"norm_decay": 0.1}):
         assert digits(**({"norm": Norm.NONE, "trainable": Trainable.ALL} | same)) == none
     assert Trial(**none.model_dump()) == none
+
+
+SAME: list[tuple[dict, dict]] = [
+    ({"norm": Norm.GROUP, "groups": 1}, {"norm": Norm.LAYER}),
+    ({"affine": Affine.BETA, "norm_init": NormInit.NORMAL}, {"affine": Affine.BETA, "norm_init": NormInit.ONES}),
+    ({"affine": Affine.GAMMA, "norm_init": NormInit.ONES_ONES}, {"affine": Affine.GAMMA, "norm_init": NormInit.ONES}),
+    ({"placement": Placement.LAST, "affine_at": Placement.LAST}, {"placement": Placement.LAST}),
+    ({"placement": Placement.BRANCH, "affine_at": Placement.BRANCH}, {"placement": Placement.BRANCH}),
+    ({"norm_decay": 1e-4}, {}),
+    ({"trainable": Trainable.OUTPUT, "norm_decay": 0.3}, {"trainable": Trainable.OUTPUT}),
+    ({"decay_on": DecayOn.WEIGHTS, "norm_decay": 0.0}, {"decay_on": DecayOn.WEIGHTS}),
+    (LINEAR | {"weight_init": WeightInit.DELTA_ORTHOGONAL}, LINEAR | {"weight_init": WeightInit.ORTHOGONAL}),
+    (LINEAR | {"norm": Norm.GROUP, "groups": 5, "width": 10}, None),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), SAME, ids=str)
+def test_the_same_training_is_the_same_trial_however_it_is_said(one, other):
+    if other is None:
+        assert digits(**one).norm is Norm.GROUP  # its neighbour that is no other norm
+        return
+    assert digits(**one) == digits(**other)
+    networks = [build(digits(**each)).state_dict() for each in (one, other)]
+    assert networks[0].keys() == networks[1].keys()
+    assert all(torch.equal(networks[0][name], networks[1][name]) for name in networks[0])
+
+
+def test_what_is_wrong_is_refused_also_where_it_would_make_no_difference():
+    for wrong in ({"groups": "banana"}, {"renorm_r": "abc"}, {"norm": Norm.LAYER, "norm_batch": 0}):
+        with pytest.raises(Refusal, match=f"^{next(reversed(wrong))} "):
+            digits(**wrong)
+
+
+@given(
+    st.sampled_from([Norm.GROUP, Norm.LAYER, Norm.INSTANCE, Norm.BATCH]),
+    st.sampled_from([None, 1, 3, 4, 9, 16, 64]),
+    st.sampled_from([1, 8, 9, 16]),
+    st.sampled_from([1, 2, 5, 16]),
+    st.sampled_from([Placement.EVERY, Placement.LAST, Placement.EVERY_3]),
+)
+def test_a_way_out_leads_out(norm, groups, width, batch, placement):
+    """What a refusal says to try is not refused for the same reason again."""
+    fields = LINEAR | {
+        "norm": norm, "groups": groups, "width": width, "batch": batch, "norm_batch": 1, "placement": placement,
+        "trainable": Trainable.ALL,
+    }  # fmt: skip
+    for _ in range(4):
+        try:
+            digits(**fields)
+            return
+        except Refusal as refusal:
+            said = str(refusal)
+        name, way = said.split(" ", 1)[0], said.rpartition("; try ")[2].split(" ")[0].rstrip(",")
+        value = parse(Trial, name, way)
+        assert value != fields.get(name), said
+        fields |= {name: value} | ({"norm_batch": value} if name == "batch" else {})
+    raise AssertionError(said)
 
 
 def test_the_id_says_which_norm_and_where():

@@ -38,10 +38,10 @@ def load_state(network: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tens
 
 
 def frozen_sum(network: nn.Module, trial: Trial) -> str:
-    """SHA-256 over the values of all parameters, and of all places of weights, that the seed gives back."""
+    """SHA-256 over the values of all parameters that the seed gives back, in the order of the network."""
     digest = hashlib.sha256()
     others = set(unseeded(network, trial))
-    for name, drawn in (*network.named_parameters(), *network.named_buffers()):
+    for name, drawn in network.named_parameters():
         if name not in others:
             digest.update(drawn.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -171,7 +171,7 @@ class BatchRenorm(BatchNorm):
 
     gamma * (r * normalised + d) + beta with r = batch deviation / running deviation within [1/r_max, r_max] and
     d = (batch mean - running mean) / running deviation within [-d_max, d_max]; neither has a gradient. The bounds rise
-    from 1 and 0, which is batch normalization, between the updates `rise` to `r_max` and `d_max`.
+    from 1 and 0, which is batch normalization, to `r_max` and `d_max` between the updates `r_rise` and `d_rise`.
     """
 
     def __init__(
@@ -181,10 +181,11 @@ class BatchRenorm(BatchNorm):
         norm_batch: int,
         r_max: float,
         d_max: float,
-        rise: tuple[float, float],
+        r_rise: tuple[float, float],
+        d_rise: tuple[float, float],
     ) -> None:
         super().__init__(channels, affine, norm_batch)
-        self.r_max, self.d_max, self.rise = r_max, d_max, rise
+        self.r_max, self.d_max, self.r_rise, self.d_rise = r_max, d_max, r_rise, d_rise
 
     def _train(self, images_NCHW: Tensor) -> Tensor:
         return self._grouped(images_NCHW)
@@ -193,10 +194,8 @@ class BatchRenorm(BatchNorm):
         found = statistic(images_NCHW, Size.DEVIATION, self.channels, self.peers)
         with torch.no_grad():
             running_C = (self.running_var + EPS).sqrt()
-            start, end = self.rise
-            gone = self.num_batches_tracked - start
-            risen = (gone / (end - start)).clamp(0, 1) if end > start else (gone >= 0).to(running_C)
-            r_max, d_max = 1 + (self.r_max - 1) * risen, self.d_max * risen
+            r_max = 1 + (self.r_max - 1) * self._risen(*self.r_rise)
+            d_max = self.d_max * self._risen(*self.d_rise)
             r_C = ((found.square_C + EPS).sqrt() / running_C).clamp(1 / r_max, r_max)
             d_C = ((found.mean_C - self.running_mean) / running_C).clamp(-d_max, d_max)
         gamma_C, beta_C = self.gamma_beta(images_NCHW)
@@ -206,6 +205,11 @@ class BatchRenorm(BatchNorm):
         else:
             images_NCHW = F.batch_norm(images_NCHW, None, None, gamma_C, beta_C, True, 0.0, EPS)
         return images_NCHW, found.mean_C, found.running_C
+
+    def _risen(self, start: float, end: float) -> Tensor:
+        """The share of the way from one update to another that is behind: a tensor, so that no device is waited for."""
+        gone = self.num_batches_tracked - start
+        return (gone / (end - start)).clamp(0, 1) if end > start else (gone >= 0).float()
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, r_max={self.r_max:g}, d_max={self.d_max:g}"
@@ -217,6 +221,7 @@ class Noise(nn.Module):
     Anew at each step, each channel draws mu from U(-1/2, 1/2) and sigma from U(1, 5/4), and then each of its values,
     pixels counting as images, m from U(mu - 0.1, mu + 0.1) and s from N(sigma, 0.1^2). All are functions of the
     trial's seed, the layer and the step; a worker of a gang takes its share of what one would draw for the whole batch.
+    They come from torch's generator of the device, so a GPU draws other numbers than a CPU.
     """
 
     steps: Tensor  # training passes so far
@@ -273,9 +278,10 @@ def _noise(trial: Trial, site: Site) -> Noise:
 
 
 def _renorm(trial: Trial, site: Site, affine: Affine | None) -> BatchRenorm:
-    r_max, d_max, *rise = trial.renorm
-    start, end = (share * trial.total_steps for share in rise)
-    return BatchRenorm(site.channels, affine, trial.norm_batch, r_max, d_max, (start, end))
+    at = {name: share * trial.total_steps for name, share in trial.renorm.items()}
+    r_rise, d_rise = ((at["renorm_start"], at[end]) for end in ("renorm_r_end", "renorm_d_end"))
+    r_max, d_max = trial.renorm["renorm_r"], trial.renorm["renorm_d"]
+    return BatchRenorm(site.channels, affine, trial.norm_batch, r_max, d_max, r_rise, d_rise)
 
 
 _LAYERS: dict[Norm, Callable[[Trial, Site, Affine | None], nn.Module]] = {

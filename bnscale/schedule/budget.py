@@ -28,7 +28,7 @@ from bnscale.engine.objective import Objective
 from bnscale.networks import build, trained
 from bnscale.probes import HISTOGRAM_BINS, TABLES, Cadence, Probe
 from bnscale.probes.snapshot import EVALUATION_BATCH
-from bnscale.trial import Network, NormInit, OutputBias, Placement, Trainable, Trial, WeightInit
+from bnscale.trial import Network, NormInit, OutputBias, Placement, Refusal, Trainable, Trial, WeightInit
 
 FLOAT = 4  # bytes
 MAPS = 4  # of the largest, that live at once beside what is kept
@@ -87,26 +87,32 @@ def _ladder(trial: Trial) -> tuple[int, int]:
     else:
         return trial.depth, trial.depth
     step = period * first
-    shallow = start + (trial.depth - start) % step
-    return (shallow, shallow + step) if trial.depth > shallow + step else (trial.depth, trial.depth)
+    for shallow in range(start + (trial.depth - start) % step, trial.depth - step, step):
+        if _shape(trial, depth=shallow):  # a placement may need more layers
+            return shallow, shallow + step
+    return trial.depth, trial.depth
 
 
 _EVERY_KTH = (Placement.EVERY_2, Placement.EVERY_3, Placement.EVERY_4, Placement.EVERY_5, Placement.EVERY_10)
 
 
-def _shape(trial: Trial, **changes: Any) -> Trial:
-    """The trial less what its cost does not depend on, so that counts and timings are shared."""
+def _shape(trial: Trial, **changes: Any) -> Trial | None:
+    """The trial less what its cost does not depend on, so that counts and timings are shared; None if there is none."""
     fixed = {
         "seed": 0, "lr": 0.1, "milestones": (), "warmup": 0.0, "momentum": 0.9, "epochs": None, "steps": 1,
         "plateau": None,
         "weight_decay": 0.0, "norm_decay": None, "norm_init": NormInit.ONES, "weight_init": WeightInit.HE_NORMAL,
         "output_bias": OutputBias.RANDOM,
     }  # fmt: skip
-    return type(trial)(**(trial.model_dump() | fixed | changes))
+    try:
+        return type(trial)(**(trial.model_dump() | fixed | changes))
+    except Refusal:
+        return None
 
 
 @lru_cache(maxsize=256)
-def _counted(trial: Trial) -> Work:
+def _counted(trial: Trial | None) -> Work:
+    assert trial is not None, "only a changed trial may not exist"
     with FakeTensorMode():
         network = build(trial)
         objective = Objective(network, trial)
@@ -166,16 +172,19 @@ class Pace:
             case Network.IMAGENET_RESNET:
                 relative["depth"] = 18 if trial.depth < 50 else 50
         if trial.groups is not None and "width" in relative:
-            relative["groups"] = math.gcd(trial.groups, 16)
-        narrow = _shape(trial, **relative)
+            relative["groups"] = math.gcd(trial.groups, 8)
+        # Where there is no such relative, as for a norm after every 10th layer of 8, the trial stands for itself.
+        narrow = _shape(trial, **relative) or _shape(trial)
+        assert narrow is not None, "a trial is a relative of its own"
         shallow, deeper = _ladder(narrow)
         seconds = self._time(_shape(narrow, depth=shallow))
         if shallow != deeper:
             more = max(self._time(_shape(narrow, depth=deeper)) - seconds, 0.0)
-            seconds += more * (trial.depth - shallow) / (deeper - shallow)
+            seconds += more * (narrow.depth - shallow) / (deeper - shallow)
         return seconds * work(trial).flops / work(narrow).flops
 
-    def _time(self, trial: Trial) -> float:
+    def _time(self, trial: Trial | None) -> float:
+        assert trial is not None, "the ladder has trials that exist"
         if trial not in self._timed:
             self._timed[trial] = _time(trial, self.device, self.threads)
         return self._timed[trial]
