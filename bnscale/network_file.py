@@ -27,6 +27,16 @@ from bnscale.store import Manifest, Store
 from bnscale.trial import Outcome, Refusal, Trial, near
 
 
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+_BNSCALE, _TORCH = _version("bnscale"), _version("torch")
+
+
 class About(BaseModel):
     """What the file says of itself."""
 
@@ -39,7 +49,7 @@ class About(BaseModel):
     outcome: Outcome
     commit: str | None  # of the code that declared the trial
     frozen: str  # SHA-256 over the weights that the seed gives back
-    stored: str  # SHA-256 over the tensors of the file
+    stored: str  # SHA-256 over all else that is said here and the tensors of the file
     bnscale: str
     torch: str  # by which the seed gave these weights
 
@@ -79,11 +89,11 @@ def export(store: Store, trial: str, path: Path) -> Written:
     if checkpoint.facts.get("frozen") != frozen_sum(network, manifest.recalled):
         raise Refusal(
             f"trial {manifest.trial}: its frozen weights are from torch {manifest.facts.get('torch')}, and this torch, "
-            f"{torch.__version__}, draws others from its seed; export with that torch"
+            f"{_TORCH}, draws others from its seed; export with that torch"
         )
     if checkpoint.tensors.keys() != {f"network.{name}" for name in unseeded(network, manifest.recalled)}:
         raise Refusal(
-            f"trial {manifest.trial}: its checkpoint has other tensors than the network of bnscale {_version()}; "
+            f"trial {manifest.trial}: its checkpoint has other tensors than the network of bnscale {_BNSCALE}; "
             f"export with bnscale {manifest.bnscale}, which trained it"
         )
     load_state(network, checkpoint.tensors)
@@ -103,10 +113,11 @@ def write(
         outcome=outcome,
         commit=commit,
         frozen=frozen_sum(network, trial),
-        stored=_sum(tensors),
-        bnscale=_version(),
-        torch=torch.__version__,
+        stored="",
+        bnscale=_BNSCALE,
+        torch=_TORCH,
     )
+    about = about.model_copy(update={"stored": _sum(about, tensors)})
     content = save(tensors, {"bnscale": about.model_dump_json()})
     try:
         place(path, content)
@@ -126,20 +137,20 @@ def load(path: Path) -> nn.Module:
         trial = Trial.recall(about.fields)
     except Refusal as error:
         raise Refusal(
-            f"network file {path}: its trial is not one of bnscale {_version()} ({error}); "
+            f"network file {path}: its trial is not one of bnscale {_BNSCALE} ({error}); "
             f"load it with bnscale {about.bnscale}, which wrote it"
         ) from None
-    if trial.id != about.trial or _sum(tensors) != about.stored:
+    if trial.id != about.trial or _sum(about, tensors) != about.stored:
         raise Refusal(f"network file {path}: is damaged, for its sums do not agree; export {about.trial} again")
     network = build(trial)
     if frozen_sum(network, trial) != about.frozen:
         raise Refusal(
             f"network file {path}: its frozen weights are from torch {about.torch}, and this torch, "
-            f"{torch.__version__}, draws others from the seed; load it with that torch"
+            f"{_TORCH}, draws others from the seed; load it with that torch"
         )
     if not _unpack(network, trial, tensors):
         raise Refusal(
-            f"network file {path}: its tensors are not those of {trial.id} in bnscale {_version()}; "
+            f"network file {path}: its tensors are not those of {trial.id} in bnscale {_BNSCALE}; "
             f"load it with bnscale {about.bnscale}, which wrote it"
         )
     # As the local engine holds it: the order in memory decides in which order a convolution adds up.
@@ -195,9 +206,9 @@ def _unpack(network: nn.Module, trial: Trial, packed: dict[str, Tensor]) -> bool
     return True
 
 
-def _sum(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over names and values, by name."""
-    digest = hashlib.sha256()
+def _sum(about: About, tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over what the file says of itself and over names and values, by name."""
+    digest = hashlib.sha256(about.model_dump_json(exclude={"stored"}).encode())
     for name in sorted(tensors):
         digest.update(f"{name} {tuple(tensors[name].shape)} ".encode())
         digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
@@ -228,7 +239,7 @@ def _read(path: Path) -> tuple[About, dict[str, Tensor]]:
         if version.format > 1:
             raise Refusal(
                 f"network file {path}: has format {version.format}, of bnscale {version.bnscale}, and bnscale "
-                f"{_version()} reads format 1; load it with that bnscale"
+                f"{_BNSCALE} reads format 1; load it with that bnscale"
             )
         return About.model_validate_json(said), tensors
     except ValidationError as error:
@@ -253,13 +264,6 @@ def _writable(path: Path) -> None:
 
 def _reason(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("bnscale")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
 
 
 # --- the trial --------------------------------------------------------------------------------------
