@@ -111,7 +111,7 @@ class Trial(BaseModel):
 
     batch: int = Field(ge=1)  # images per update, over all workers; all training images: gradient descent
     epochs: Annotated[int, Field(ge=1)] | None  # exactly one of epochs and steps is given
-    steps: Annotated[int, Field(ge=1)] | None
+    steps: Annotated[int, Field(ge=0)] | None  # 0: measured at its initialisation and not trained
     lr: float = Field(gt=0)
     milestones: tuple[float, ...]  # shares of training, in (0, 1), at which the rate drops
     plateau: Annotated[Annotated[int, Field(ge=1)] | None, Before(None)]  # epochs without progress before it drops

@@ -294,6 +294,19 @@ def test_a_missing_bin_is_a_gap_in_a_histogram():
     assert axes.get_title(loc="left") == "ResNet-8"
 
 
+def test_panels_of_histograms_hold_the_highest_bar_of_all():
+    columns = ["left", "right", "share", "trainable", "depth"]
+    rows = [(0.0, 0.1, 0.1, "bn", 8), (0.0, 0.1, 0.9, "bn", 14), (0.0, 0.1, 0.3, "bn", 20)]
+    draw = figures.histograms(
+        left="left", right="right", share="share", series="trainable", styles=STYLES, panel="depth",
+        panel_title="ResNet-{}", xlabel="|γ|", ylabel="Share",
+    )  # fmt: skip
+    for axes in sheet_of(draw, rows, columns).axes:
+        bottom, top = axes.get_ylim()
+        assert bottom == 0
+        assert top > 0.9
+
+
 def test_each_value_of_the_panel_column_has_its_own_panel():
     quantiles = ("q05", "q25", "q50", "q75", "q95")
     columns = ["layer", "trainable", "depth", *quantiles]

@@ -321,3 +321,15 @@ def test_the_papers_study_is_declared_at_the_papers_size():
     assert {(e.trial.epochs, e.trial.batch, e.trial.data) for e in planned} == {(160, 128, Data.CIFAR10)}
     assert len({e.trial.seed for e in planned}) == 5
     assert len(planned) == (7 + 5) * (7 * 4 + 1) * 5  # what trains nothing has no learning rate
+
+
+def test_random_matrices_are_declared_at_the_papers_size():
+    sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
+    from random_matrices import study
+
+    planned = [each.trial for each in plan(study.paper, original)]
+    assert {(t.network, t.width, t.steps, str(t.weight_init)) for t in planned} == {("linear", 1000, 0, "gaussian")}
+    assert {(t.depth, str(t.norm)) for t in planned} == {(m, "none") for m in range(1, 6)} | {
+        (m, "batch") for m in range(2, 6)
+    }
+    assert len(planned) == 9 * 10  # ten repeats

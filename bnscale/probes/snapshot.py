@@ -108,7 +108,7 @@ class Snapshot:
 
         Training mode: batch statistics, and this worker holds the whole batch.
         """
-        images_NCHW, targets = self.data.batch(min(self.step, self.trial.total_steps - 1))
+        images_NCHW, targets = self.data.batch(max(0, min(self.step, self.trial.total_steps - 1)))
         parameters = dict(self.network.named_parameters())
         wanted = {name: parameters[name].detach().requires_grad_() for name in names}
         fixed = {name: p.detach() for name, p in parameters.items() if name not in wanted}

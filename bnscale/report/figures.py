@@ -296,8 +296,9 @@ def histograms(
                 axes.plot(outline_x, outline_y, color=style.colour, linewidth=1.3)
             if mark is not None:
                 axes.axvline(mark, color=MUTED, linewidth=0.9, dashes=(1, 2))
-            axes.set_ylim(bottom=0)
             axes.xaxis.set_major_locator(MaxNLocator(5))
+        for axes in sheet.axes:  # once all are drawn: the panels share an axis, and it must hold the highest of them
+            axes.set_ylim(bottom=0)
         keys: list[Artist] = [Line2D([], [], color=style.colour, linewidth=2.5, label=style.label) for style in styled]
         sheet.legend(handles=keys, loc="outside upper center", ncols=_abreast(keys))
 

@@ -38,7 +38,7 @@ class Running:
     @property
     def done(self) -> float:
         """Share of the training behind us, in [0, 1]."""
-        return self.at.step / self.at.total if self.at else 0.0
+        return self.at.step / max(1, self.at.total) if self.at else 0.0
 
 
 class Watch:
@@ -85,7 +85,7 @@ class Watch:
     def progressed(self, trial: str, at: "Progress", began: int) -> None:
         """`began` is the step from which this worker goes on: speed is measured from there."""
         run = self.running.setdefault(trial, Running(time.monotonic()))
-        run.share = began / at.total
+        run.share = began / max(1, at.total)
         run.at = at
         if not self._live and time.monotonic() - self._last_line > PLAIN_SECONDS:
             self._last_line = time.monotonic()
