@@ -108,9 +108,9 @@ def _trainable_rules(trial: "Trial") -> Iterable[str]:
         f"{no_norms} has no gamma or beta": not trial.affine_norms
         and trains in (Trainable.BN, Trainable.BN_OUTPUT, Trainable.BN_SHORTCUT_OUTPUT),
         f"{no_norms} and affine {trial.affine} has no gamma": trains is Trainable.GAMMA
-        and (not trial.affine_norms or trial.affine is Affine.BETA),
+        and not _trains(trial, Affine.GAMMA),
         f"{no_norms} and affine {trial.affine} has no beta": trains is Trainable.BETA
-        and (not trial.affine_norms or trial.affine is Affine.GAMMA),
+        and not _trains(trial, Affine.BETA),
         " has no convolution on a shortcut": not family.shortcuts
         and trains in (Trainable.BN_SHORTCUT_OUTPUT, Trainable.SHORTCUT_OUTPUT),
         " has no convolution": trial.network is Network.LINEAR and trains is Trainable.TWO_PER_CHANNEL,

@@ -125,7 +125,8 @@ CLAIMS = [
     Claim(
         sentence="BN only, 866 layers, CIFAR-10.",
         source="Frankle et al. 2021, abstract (v3)",
-        query="bn_at_866",
+        query="accuracy_on_cifar10",
+        row={"trainable": Trainable.BN, "depth": 866},
         paper=0.82,
         unit="%",
         band=(0.80, 0.85),
@@ -136,7 +137,8 @@ CLAIMS = [
     Claim(
         sentence="BN only, 110 layers, CIFAR-10.",
         source="Frankle et al. 2020 (v1), figure",
-        query="bn_at_110",
+        query="accuracy_on_cifar10",
+        row={"trainable": Trainable.BN, "depth": 110},
         paper=0.697,
         unit="%",
         band=(0.667, 0.727),
@@ -147,7 +149,8 @@ CLAIMS = [
     Claim(
         sentence="BN only, 14 layers, CIFAR-10.",
         source="Frankle et al. 2020 (v1), figure",
-        query="bn_at_14",
+        query="accuracy_on_cifar10",
+        row={"trainable": Trainable.BN, "depth": 14},
         paper=0.477,
         unit="%",
         band=(0.447, 0.507),
@@ -158,7 +161,8 @@ CLAIMS = [
     Claim(
         sentence="All parameters, 14 layers, CIFAR-10.",
         source="Frankle et al. 2020 (v1), figure",
-        query="all_at_14",
+        query="accuracy_on_cifar10",
+        row={"trainable": Trainable.ALL, "depth": 14},
         paper=0.904,
         unit="%",
         band=(0.889, 0.919),

@@ -304,12 +304,14 @@ select
     min(n) as n
 from leads -- a depth at which one side has no number counts with n = 0
 
--- name: bn_at_866
--- One row: BN-only test accuracy on CIFAR-10 at 866 layers, trained for the paper's 160 epochs.
+-- name: accuracy_on_cifar10
+-- One row per trained set and depth: test accuracy on CIFAR-10, trained for the paper's 160 epochs, over seeds.
 with
--- one row
+-- one row per trained set and depth
 over_seeds as (
     select
+        trainable,
+        depth,
         avg(accuracy) as measured,
         count(accuracy) as n,
         stddev_samp(accuracy) / sqrt(count(accuracy)) as error
@@ -322,91 +324,13 @@ over_seeds as (
         and epochs >= 160
         and batch = 128
         and norm_init = 'uniform'
-        and trainable = 'bn'
-        and depth = 866
+    group by trainable, depth
 )
 
-select measured, n, measured - t95 * error as low, measured + t95 * error as high
+select trainable, depth, measured, n, measured - t95 * error as low, measured + t95 * error as high
 from over_seeds
 left join student using (n)
-
--- name: bn_at_110
--- One row: BN-only test accuracy on CIFAR-10 at 110 layers, trained for the paper's 160 epochs.
-with
--- one row
-over_seeds as (
-    select
-        avg(accuracy) as measured,
-        count(accuracy) as n,
-        stddev_samp(accuracy) / sqrt(count(accuracy)) as error
-    from chosen
-    join trials using (trial)
-    where
-        width = 1
-        and (network, norm, placement) = ('resnet', 'batch', 'every')
-        and data = 'cifar10'
-        and epochs >= 160
-        and batch = 128
-        and norm_init = 'uniform'
-        and trainable = 'bn'
-        and depth = 110
-)
-
-select measured, n, measured - t95 * error as low, measured + t95 * error as high
-from over_seeds
-left join student using (n)
-
--- name: bn_at_14
--- One row: BN-only test accuracy on CIFAR-10 at 14 layers, trained for the paper's 160 epochs.
-with
--- one row
-over_seeds as (
-    select
-        avg(accuracy) as measured,
-        count(accuracy) as n,
-        stddev_samp(accuracy) / sqrt(count(accuracy)) as error
-    from chosen
-    join trials using (trial)
-    where
-        width = 1
-        and (network, norm, placement) = ('resnet', 'batch', 'every')
-        and data = 'cifar10'
-        and epochs >= 160
-        and batch = 128
-        and norm_init = 'uniform'
-        and trainable = 'bn'
-        and depth = 14
-)
-
-select measured, n, measured - t95 * error as low, measured + t95 * error as high
-from over_seeds
-left join student using (n)
-
--- name: all_at_14
--- One row: test accuracy on CIFAR-10 at 14 layers with every parameter trained, trained for the paper's 160 epochs.
-with
--- one row
-over_seeds as (
-    select
-        avg(accuracy) as measured,
-        count(accuracy) as n,
-        stddev_samp(accuracy) / sqrt(count(accuracy)) as error
-    from chosen
-    join trials using (trial)
-    where
-        width = 1
-        and (network, norm, placement) = ('resnet', 'batch', 'every')
-        and data = 'cifar10'
-        and epochs >= 160
-        and batch = 128
-        and norm_init = 'uniform'
-        and trainable = 'all'
-        and depth = 14
-)
-
-select measured, n, measured - t95 * error as low, measured + t95 * error as high
-from over_seeds
-left join student using (n)
+order by trainable, depth
 
 -- name: dead_gammas
 -- One row: share of gammas with |gamma| < 0.01 after the paper's 160 epochs of BN-only training on CIFAR-10, at the

@@ -37,7 +37,8 @@ def largest(factors: int, paper: float) -> Claim:
     return Claim(
         sentence=f"Largest singular value over sqrt(N)^M, M = {factors}, N = 1000.",
         source="Bjorck et al. 2018, figure 8",
-        query=f"largest_of_{factors}",
+        query="largest",
+        row={"depth": factors},
         paper=paper,
         unit="",
         band=(round(0.97 * paper, 2), round(1.01 * paper, 2)),
@@ -48,32 +49,27 @@ def largest(factors: int, paper: float) -> Claim:
     )
 
 
+def near_zero(factors: int, paper: float) -> Claim:
+    return Claim(
+        sentence=f"Of {factors} matrices, singular values in the figure's first bar (below 1/50 of the support).",
+        source="Bjorck et al. 2018, figure 8",
+        query="near_zero",
+        row={"depth": factors},
+        paper=paper,
+        unit="%",
+        band=(round(paper - 0.02, 3), round(paper + 0.02, 3)),
+        reason="About 2,150 (M = 3) and 3,800 (M = 5) of 10,000 read off the bar; two points for reading it.",
+        standing=Standing.DIGITISED,
+        needs=3,
+    )
+
+
 CLAIMS = [
     largest(1, 2.0),
     largest(3, 3.079),
     largest(5, 3.864),
-    Claim(
-        sentence="Of 3 matrices, singular values in the figure's first bar (below 1/50 of the support).",
-        source="Bjorck et al. 2018, figure 8",
-        query="near_zero_of_3",
-        paper=0.215,
-        unit="%",
-        band=(0.195, 0.235),
-        reason="About 2,150 of 10,000 read off the bar; two points for reading it.",
-        standing=Standing.DIGITISED,
-        needs=3,
-    ),
-    Claim(
-        sentence="Of 5 matrices, singular values in the figure's first bar (below 1/50 of the support).",
-        source="Bjorck et al. 2018, figure 8",
-        query="near_zero_of_5",
-        paper=0.38,
-        unit="%",
-        band=(0.36, 0.40),
-        reason="About 3,800 of 10,000 read off the bar; two points for reading it.",
-        standing=Standing.DIGITISED,
-        needs=3,
-    ),
+    near_zero(3, 0.215),
+    near_zero(5, 0.38),
     Claim(
         sentence="The condition number grows with every factor.",
         source="Bjorck et al. 2018, section 4",

@@ -45,85 +45,47 @@ from over_seeds
 left join student using (n)
 order by norm, depth
 
--- name: largest_of_1
--- One row: largest singular value of 1 Gaussian matrix of the paper's size without norms, over sqrt(N)^1.
+-- name: largest
+-- One row per number of matrices of the paper's size without norms: largest singular value over sqrt(N)^M, over repeats.
 with
--- one row
+-- one row per number of matrices
 over_seeds as (
-    select avg(largest) as measured, count(*) as n, stddev_samp(largest) / sqrt(count(*)) as error
+    select depth, avg(largest) as measured, count(*) as n, stddev_samp(largest) / sqrt(count(*)) as error
     from spectrum
     join chosen using (trial)
     join trials using (trial)
-    where width = 1000 and depth = 1 and norm = 'none'
+    where width = 1000 and norm = 'none'
+    group by depth
 )
 
-select measured, n, measured - t95 * error as low, measured + t95 * error as high
+select depth, measured, n, measured - t95 * error as low, measured + t95 * error as high
 from over_seeds
 left join student using (n)
+order by depth
 
--- name: largest_of_3
--- One row: largest singular value of 3 Gaussian matrices of the paper's size without norms, over sqrt(N)^3.
+-- name: near_zero
+-- One row per number of matrices without norms: share of the singular values in the first fiftieth of the theory's support.
 with
--- one row
-over_seeds as (
-    select avg(largest) as measured, count(*) as n, stddev_samp(largest) / sqrt(count(*)) as error
-    from spectrum
-    join chosen using (trial)
-    join trials using (trial)
-    where width = 1000 and depth = 3 and norm = 'none'
-)
-
-select measured, n, measured - t95 * error as low, measured + t95 * error as high
-from over_seeds
-left join student using (n)
-
--- name: largest_of_5
--- One row: largest singular value of 5 Gaussian matrices of the paper's size without norms, over sqrt(N)^5.
-with
--- one row
-over_seeds as (
-    select avg(largest) as measured, count(*) as n, stddev_samp(largest) / sqrt(count(*)) as error
-    from spectrum
-    join chosen using (trial)
-    join trials using (trial)
-    where width = 1000 and depth = 5 and norm = 'none'
-)
-
-select measured, n, measured - t95 * error as low, measured + t95 * error as high
-from over_seeds
-left join student using (n)
-
--- name: near_zero_of_3
--- One row: share of the singular values of 3 matrices without norms in the first fiftieth of the theory's support.
-with
--- one row
-over_seeds as (
-    select avg(values / all_values) as measured, count(*) as n, stddev_samp(values / all_values) / sqrt(count(*)) as error
+-- one row per number of matrices and repeat
+by_trial as (
+    select trial, depth, values / all_values as share
     from spectrum_histogram
     join chosen using (trial)
     join trials using (trial)
-    where depth = 3 and norm = 'none' and low = 0
-)
+    where norm = 'none' and low = 0
+),
 
-select measured, n, measured - t95 * error as low, measured + t95 * error as high
-from over_seeds
-left join student using (n)
-
--- name: near_zero_of_5
--- One row: share of the singular values of 5 matrices without norms in the first fiftieth of the theory's support.
-with
--- one row
+-- one row per number of matrices
 over_seeds as (
-    select avg(values / all_values) as measured, count(*) as n, stddev_samp(values / all_values) / sqrt(count(*)) as error
-    from spectrum_histogram
-    join chosen using (trial)
-    join trials using (trial)
-    where depth = 5 and norm = 'none' and low = 0
+    select depth, avg(share) as measured, count(*) as n, stddev_samp(share) / sqrt(count(*)) as error
+    from by_trial
+    group by depth
 )
 
-select measured, n, measured - t95 * error as low, measured + t95 * error as high
+select depth, measured, n, measured - t95 * error as low, measured + t95 * error as high
 from over_seeds
 left join student using (n)
+order by depth
 
 -- name: least_growth
 -- One row: from M to M + 1 matrices without norms, by how many decades the condition number grows where it grows least.

@@ -106,6 +106,19 @@ def test_the_ends_of_a_band_belong_to_it(session, number, verdict, kind):
     assert measured(session, f"select {number}::{kind} as measured, 3 as n").verdict is verdict
 
 
+def test_a_claim_takes_its_own_row_of_several_and_none_is_not_enough(session):
+    sql = "select * from (values (8, 0.5, 3), (866, 0.82, 4)) as rows (depth, measured, n)"
+    assert (measured(session, sql, row={"depth": 866}).measured, measured(session, sql, row={"depth": 8}).n) == (
+        0.82,
+        3,
+    )
+    assert measured(session, sql, row={"depth": 9}).verdict is Verdict.NOT_ENOUGH_DATA
+    with pytest.raises(Refusal, match="gives depth, measured, n and no width"):
+        measured(session, sql, row={"width": 1})
+    with pytest.raises(Refusal, match="gives 2 rows"):
+        measured(session, sql)
+
+
 def test_a_band_may_be_open_at_an_end(session):
     at_least = {"unit": "pt", "paper": None, "band": (0.0, math.inf)}
     assert measured(session, "select 0.3 as measured, 3 as n", **at_least).verdict is Verdict.REPRODUCED

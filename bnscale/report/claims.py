@@ -1,7 +1,8 @@
 """What a paper says, held against what was measured.
 
 A claim names a query of its study's `.sql` file. The query yields at most one row with the columns
-`measured`, `n` (seeds behind it) and, where there is one, an interval `low` to `high`.
+`measured`, `n` (seeds behind it) and, where there is one, an interval `low` to `high`; or several, of which the
+claim says by other columns which is its own.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -60,6 +61,7 @@ class Claim:
     reason: str  # why this band
     standing: Standing
     needs: int  # least number of seeds
+    row: Mapping[str, Any] = field(default_factory=dict)  # which row, where the query answers several claims
 
     def __post_init__(self) -> None:
         low, high = self.band
@@ -168,13 +170,13 @@ def judge(claim: Claim, session: Session, queries: Mapping[str, Query]) -> Judge
     """Runs the claim's query and compares. Raises `Refusal` where the query does not answer a claim."""
     sql = queries[claim.query].sql
     answer = session.sql(sql)
-    absent = [name for name in ("measured", "n") if name not in answer.columns]
+    absent = [name for name in ("measured", "n", *claim.row) if name not in answer.columns]
     if absent:
         raise Refusal(
             f"query {claim.query}: gives {', '.join(answer.columns)} and no {' or '.join(absent)}; "
-            "the query of a claim selects measured and n, and may select low and high"
+            "the query of a claim selects measured and n, and may select low and high, and what tells its row"
         )
-    rows = answer.dicts()
+    rows = [row for row in answer.dicts() if claim.row.items() <= row.items()]
     if len(rows) > 1:
         raise Refusal(f"query {claim.query}: gives {len(rows)} rows; the query of a claim gives one; aggregate them")
     row = rows[0] if rows else {}
