@@ -30,12 +30,9 @@ class Objective(nn.Module):
 
     def _penalties(self) -> Tensor | float:
         """l1 times the sum of |gamma|, l2 times the sum of gamma^2, over all norm layers; and so for beta."""
-        weights = {
-            "weight": (self.trial.gamma_l1, self.trial.gamma_l2),
-            "bias": (self.trial.beta_l1, self.trial.beta_l2),
-        }
+        trial = self.trial
         total: Tensor | float = 0.0
-        for own, (l1, l2) in weights.items():
+        for own, l1, l2 in (("weight", trial.gamma_l1, trial.gamma_l2), ("bias", trial.beta_l1, trial.beta_l2)):
             if not l1 and not l2:
                 continue
             parts = [getattr(m, own) for m in self.network.modules() if isinstance(m, NormLayer)]
