@@ -22,7 +22,7 @@ from bnscale.engine.local import LocalEngine
 from bnscale.engine.machine import facts_of, forget_peak, keep_freed_memory, peak_memory, release_memory
 from bnscale.networks import build, even_output, trained
 from bnscale.plateau import Plateau
-from bnscale.probes import Cadence, Curve, Probe, Snapshot
+from bnscale.probes import Cadence, Curve, Probe, Snapshot, described
 from bnscale.store import Store
 from bnscale.trial import Outcome, OutputBias, Trial
 
@@ -98,8 +98,9 @@ def train(
                 clock = time.monotonic()
             if stopping:
                 return
+            at = Snapshot(trial, step, engine, data)
             for probe in due:
-                rows = list(probe(Snapshot(trial, step, engine, data)))
+                rows = list(probe(at))
                 notebook.write(probe.__name__, rows)
                 progress = replace(progress, accuracy=_accuracy(rows, progress.accuracy))
             if last:
@@ -157,7 +158,7 @@ class _Nowhere:
 
 def readings(probes: dict[Probe, Cadence]) -> dict[str, str]:
     """Table and cadence in words, as the manifest keeps them."""
-    return {probe.__name__: str(cadence) for probe, cadence in probes.items()}
+    return {probe.__name__: described(probe, cadence) for probe, cadence in probes.items()}
 
 
 def fail(job: Job, error: str) -> None:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bnscale import rules
-from bnscale.anatomy import Site, placed
+from bnscale.anatomy import FAMILIES, Site, placed
 from bnscale.choices import (
     Affine,
     Augmentation,
@@ -173,6 +173,12 @@ class Trial(BaseModel):
         """What the data is, for this trial: the linear teacher has as many dimensions as the network is wide."""
         facts = self.data.facts
         return facts._replace(channels=self.width, classes=self.width) if self.data is Data.LINEAR_TEACHER else facts
+
+    @cached_property
+    def layers(self) -> int:
+        """Layers with weights on the longest path, the output too; a VGG-16 for CIFAR has 14."""
+        sites = FAMILIES[self.network].sites(self.depth, self.width, self.facts.side)
+        return 1 + max((site.layer for site in sites), default=0)
 
     @cached_property
     def norms(self) -> list[Site]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bnscale.networks.initial import generator
+from bnscale.networks.layers import on_shortcut
 from bnscale.networks.norm import NormLayer
 from bnscale.trial import Trainable, Trial
 
@@ -47,7 +48,7 @@ def _part(name: str, module: nn.Module, own: str) -> str:
         return {"weight": "gamma", "bias": "beta"}[own]
     if name == "output":
         return "output"
-    return "shortcut" if {"shortcut", "downsample"} & set(name.split(".")) else "inner"
+    return "shortcut" if on_shortcut(name) else "inner"
 
 
 _PARTS = {

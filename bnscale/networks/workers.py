@@ -91,6 +91,19 @@ def alone(module: nn.Module) -> Iterator[None]:
             noise.place = place
 
 
+@contextmanager
+def gathered(module: nn.Module, images: int) -> Iterator[None]:
+    """Inside, a batch of so many images serves: where they are no multiple of `norm_batch`, they are one statistic."""
+    before = [(norm, norm.norm_batch) for norm in _norms(module)]
+    for norm, size in before:
+        norm.norm_batch = size if images % size == 0 else images
+    try:
+        yield
+    finally:
+        for norm, size in before:
+            norm.norm_batch = size
+
+
 @torch.no_grad()
 def settle(module: nn.Module) -> None:
     """Average the running statistics over the workers, where their images differed. Collective; one all-reduce.

@@ -3,36 +3,68 @@
 The name of the function is the name of its SQL table; the fields of its row are the columns. A probe
 is told nothing of cadence, files or ranks. One file a family:
 
-    curve.py    loss and accuracy on training, validation and test images
-    gamma.py    gamma and beta of every norm layer, and what is left when small gammas are clamped
-    sparsity.py how much of each layer's output is zero
-    spectrum.py singular values of deep linear networks
+    curve.py      loss and accuracy on training, validation and test images
+    gamma.py      gamma and beta of every norm layer, and what is left when small gammas are clamped
+    sparsity.py   how much of each layer's output is zero
+    spectrum.py   singular values of deep linear networks
+    moments.py    means and deviations of the channels of each layer
+    gradient.py   tails, alignment and rank of each layer's gradient
+    batches.py    what the gradients of several mini-batches share, and their noise
+    along.py      the loss and the layers' moments along a direction
+    class_bias.py what the classifier says of each image
 """
 
-from bnscale.probes.cadence import END, EPOCH, STEP, Cadence
+from bnscale.probes.along import (
+    LossAlong,
+    MomentsAlong,
+    loss_along_gradient,
+    loss_along_mean_gradient,
+    moments_along_gradient,
+)
+from bnscale.probes.batches import GradientNoise, MeanGradient, gradient_noise, mean_gradient
+from bnscale.probes.cadence import END, EPOCH, START, STEP, Cadence
+from bnscale.probes.class_bias import ClassBias, class_bias
 from bnscale.probes.curve import Curve, curve
-from bnscale.probes.gamma import HISTOGRAM, Clamp, Gamma, GammaHistogram, clamp, gamma, gamma_histogram
-from bnscale.probes.snapshot import Probe, Row, Snapshot
+from bnscale.probes.gamma import Clamp, Gamma, GammaHistogram, clamp, gamma, gamma_histogram
+from bnscale.probes.gradient import (
+    Gradient,
+    GradientHistogram,
+    GradientMatrix,
+    gradient,
+    gradient_histogram,
+    gradient_matrix,
+)
+from bnscale.probes.moments import ChannelMoments, channel_moments
+from bnscale.probes.probe import Probe, at_layers, check, demand, described
+from bnscale.probes.snapshot import Row, Snapshot
 from bnscale.probes.sparsity import Sparsity, sparsity
 from bnscale.probes.spectrum import Spectrum, SpectrumHistogram, spectrum, spectrum_histogram
 
 TABLES: dict[str, type] = {
+    "channel_moments": ChannelMoments,
+    "clamp": Clamp,
+    "class_bias": ClassBias,
     "curve": Curve,
     "gamma": Gamma,
     "gamma_histogram": GammaHistogram,
-    "clamp": Clamp,
+    "gradient": Gradient,
+    "gradient_histogram": GradientHistogram,
+    "gradient_matrix": GradientMatrix,
+    "gradient_noise": GradientNoise,
+    "loss_along_gradient": LossAlong,
+    "loss_along_mean_gradient": LossAlong,
+    "mean_gradient": MeanGradient,
+    "moments_along_gradient": MomentsAlong,
     "sparsity": Sparsity,
     "spectrum": Spectrum,
     "spectrum_histogram": SpectrumHistogram,
 }
 """Every table that the project's own probes write, with its row."""
 
-HISTOGRAM_BINS = len(HISTOGRAM) - 1
-
 __all__ = [
     "END",
     "EPOCH",
-    "HISTOGRAM_BINS",
+    "START",
     "STEP",
     "TABLES",
     "Cadence",
@@ -40,10 +72,24 @@ __all__ = [
     "Probe",
     "Row",
     "Snapshot",
+    "at_layers",
+    "channel_moments",
+    "check",
     "clamp",
+    "class_bias",
     "curve",
+    "demand",
+    "described",
     "gamma",
     "gamma_histogram",
+    "gradient",
+    "gradient_histogram",
+    "gradient_matrix",
+    "gradient_noise",
+    "loss_along_gradient",
+    "loss_along_mean_gradient",
+    "mean_gradient",
+    "moments_along_gradient",
     "sparsity",
     "spectrum",
     "spectrum_histogram",

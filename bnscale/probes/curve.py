@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from bnscale.probes.probe import asks
 from bnscale.probes.snapshot import Snapshot
 
 
@@ -19,6 +20,7 @@ class Curve:
     top5: float | None  # share of images whose label is among the five largest logits
 
 
+@asks(evaluations=1)
 def curve(at: Snapshot) -> Iterator[Curve]:
     """Loss and accuracy in evaluation mode, on images that no augmentation touched."""
     for split in at.data.parts:

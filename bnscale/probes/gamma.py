@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bnscale.probes import probe
+from bnscale.probes.probe import asks, gamma_or_beta
 from bnscale.probes.snapshot import Snapshot
 
 DEAD = 0.01  # |gamma| below this counts as disabled (Frankle et al. 2021, section 5)
@@ -29,7 +31,7 @@ class Gamma:
     gamma_q95: float | None
     gamma_mean: float | None  # of gamma itself, with its sign
     gamma_sd: float | None
-    # Root mean square over channels of dL/dgamma on the next batch; at the end, on the last.
+    # Root mean square over channels of dL/dgamma on the next batch.
     gamma_gradient_rms: float | None
     beta_mean: float | None
     beta_sd: float | None
@@ -64,6 +66,7 @@ HISTOGRAM = [*(round(0.05 * i, 2) for i in range(41)), float("inf")]
 """Bounds of the intervals: 0, 0.05, ... 2, and everything above."""
 
 
+@asks(probe.gamma, rows=lambda trial: len(HISTOGRAM) - 1)
 def gamma_histogram(at: Snapshot) -> Iterator[GammaHistogram]:
     """Distribution of |gamma| over the whole network (Frankle et al. 2021, section 5); nothing where there is none."""
     gammas = _gammas(at)
@@ -75,6 +78,7 @@ def gamma_histogram(at: Snapshot) -> Iterator[GammaHistogram]:
         yield GammaHistogram(at.step, low, high, channels, len(values))
 
 
+@asks(gamma_or_beta, steps=1, rows=lambda trial: len(trial.norms))
 def gamma(at: Snapshot) -> Iterator[Gamma]:
     """Frankle et al. 2021, section 5: BN-only training disables about a third of all features."""
     parts = {
@@ -111,6 +115,7 @@ def _of_beta(beta_C: np.ndarray | None, gradient_C: np.ndarray | None) -> list[f
     return [float(beta_C.mean()), float(beta_C.std()), _rms(gradient_C)]
 
 
+@asks(probe.gamma, evaluations=2)
 def clamp(at: Snapshot) -> Iterator[Clamp]:
     """Frankle et al. 2021, section 5: setting small gammas to 0 hardly changes the accuracy."""
     gammas = _gammas(at)

@@ -5,11 +5,11 @@ the stream of batches are what they would have been without it. Legend: N images
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,12 @@ from torch.func import functional_call
 
 from bnscale import loss
 from bnscale.data import Resident
+from bnscale.networks import trained
 from bnscale.networks.norm import NormLayer
-from bnscale.networks.workers import alone
+from bnscale.networks.workers import alone, gathered
 from bnscale.trial import Precision, Trial
+
+T = TypeVar("T")
 
 EVALUATION_BATCH = 500  # images; a size that changes no number, for evaluation uses running statistics
 
@@ -29,9 +32,6 @@ class Row(Protocol):
 
     @property
     def step(self) -> int: ...
-
-
-Probe = Callable[["Snapshot"], Iterator[Any]]
 
 
 class Workers(Protocol):
@@ -63,6 +63,7 @@ class Snapshot:
         self.network = engine.module
         self.data = data
         self._engine = engine
+        self._kept: dict[Callable[[Snapshot], Any], Any] = {}
 
     @cached_property
     def statistics(self) -> dict[str, Tensor]:
@@ -102,21 +103,52 @@ class Snapshot:
         with _mode(self.network, training=False), self._precision():
             return functional_call(self.network, self.statistics | (changed or {}), (images_NCHW,)).float()
 
-    def gradients(self, names: list[str]) -> dict[str, Tensor]:
-        """Gradient of the loss on the next batch (at the end: the last one) with respect to these parameters,
-        trained or not; penalties and weight decay left out.
+    def batch(self, ahead: int = 0) -> tuple[Tensor, Tensor]:
+        """Images and targets of the next update but `ahead`; behind the end of training, those that would follow."""
+        return self.data.batch(self.step + ahead)
 
-        Training mode: batch statistics, and this worker holds the whole batch.
+    def forward(self, images_NCHW: Tensor, changed: dict[str, Tensor]) -> Tensor:
+        """Float32 outputs in training mode, with some parameters `changed`.
+
+        Statistics are these images' own, and this worker holds all of them.
         """
-        images_NCHW, targets = self.data.batch(max(0, min(self.step, self.trial.total_steps - 1)))
+        buffers = {name: value.clone() for name, value in self.statistics.items()}
+        single = (_mode(self.network, training=True), alone(self.network), gathered(self.network, len(images_NCHW)))
+        with single[0], single[1], single[2], self._precision():
+            return functional_call(self.network, changed | buffers, (images_NCHW,)).float()
+
+    @torch.no_grad()
+    def loss(self, batch: tuple[Tensor, Tensor], changed: dict[str, Tensor]) -> float:
+        """On a batch in training mode with some parameters changed; infinite where it left the float32 numbers."""
+        images_NCHW, targets = batch
+        value = float(loss.of_batch(self.trial, self.forward(images_NCHW, changed), targets))
+        return value if math.isfinite(value) else math.inf
+
+    def gradients(self, names: Iterable[str], batch: tuple[Tensor, Tensor] | None = None) -> dict[str, Tensor]:
+        """Gradient of the loss on a batch, the next one if none is given, with respect to these parameters,
+        trained or not; penalties and weight decay left out. Training mode, as in `forward`.
+        """
+        images_NCHW, targets = self.batch() if batch is None else batch
         parameters = dict(self.network.named_parameters())
         wanted = {name: parameters[name].detach().requires_grad_() for name in names}
         fixed = {name: p.detach() for name, p in parameters.items() if name not in wanted}
-        buffers = {name: value.clone() for name, value in self.statistics.items()}
-        with _mode(self.network, training=True), alone(self.network), self._precision():
-            logits_NK = functional_call(self.network, fixed | wanted | buffers, (images_NCHW,))
-        value = loss.of_batch(self.trial, logits_NK, targets)
+        value = loss.of_batch(self.trial, self.forward(images_NCHW, fixed | wanted), targets)
         return dict(zip(wanted, torch.autograd.grad(value, list(wanted.values())), strict=True))
+
+    def names(self) -> list[str]:
+        """Of the parameters that training changes."""
+        return list(trained(self.network))
+
+    @cached_property
+    def gradient(self) -> dict[str, Tensor]:
+        """Of the loss on the next batch, with respect to what trains."""
+        return self.gradients(self.names())
+
+    def kept(self, measure: Callable[["Snapshot"], T]) -> T:
+        """What `measure` gives, computed once for all probes of this snapshot."""
+        if measure not in self._kept:
+            self._kept[measure] = measure(self)
+        return cast(T, self._kept[measure])
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.data.device.type, torch.bfloat16, enabled=self.trial.precision is Precision.BF16)

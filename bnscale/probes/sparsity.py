@@ -8,6 +8,7 @@ from itertools import count
 import torch
 from torch import Tensor, nn
 
+from bnscale.probes.probe import asks, relus
 from bnscale.probes.snapshot import EVALUATION_BATCH, Snapshot
 
 IMAGES = 1000  # images of the test part that are looked at; fewer where there are fewer
@@ -27,6 +28,7 @@ class Sparsity:
     off: float  # share of units that are 0 for more than 99 % of the images
 
 
+@asks(relus, rows=lambda trial: trial.layers)
 def sparsity(at: Snapshot) -> Iterator[Sparsity]:
     """Frankle et al. 2021, section 5: BN-only training makes activations sparse."""
     layers = [(name, module) for name, module in at.network.named_modules() if isinstance(module, nn.ReLU)]

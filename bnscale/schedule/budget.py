@@ -26,13 +26,12 @@ from bnscale.engine import Gang
 from bnscale.engine.local import LocalEngine
 from bnscale.engine.objective import Objective
 from bnscale.networks import build, trained
-from bnscale.probes import HISTOGRAM_BINS, TABLES, Cadence, Probe
+from bnscale.probes import TABLES, Cadence, Probe, demand
 from bnscale.probes.snapshot import EVALUATION_BATCH
 from bnscale.trial import Network, NormInit, OutputBias, Placement, Refusal, Trainable, Trial, WeightInit
 
 FLOAT = 4  # bytes
 MAPS = 4  # of the largest, that live at once beside what is kept
-EVALUATIONS = {"curve": 1, "clamp": 2}  # passes over every part of the data that a reading takes
 
 
 @dataclass(frozen=True)
@@ -218,11 +217,13 @@ def forecast(trial: Trial, probes: dict[Probe, Cadence], pace: Pace, workers: in
     facts = trial.facts
     images = min(facts.train - trial.validation, facts.test) + facts.test + trial.validation
     evaluation = step * counted.forward / counted.flops * images / trial.batch
-    passes = sum(EVALUATIONS.get(probe.__name__, 0) * cadence.readings(trial) for probe, cadence in probes.items())
+    readings = [(demand(probe), cadence.readings(trial)) for probe, cadence in probes.items()]
+    passes = sum(asked.evaluations * times for asked, times in readings)
+    steps = trial.total_steps + sum(asked.steps * times for asked, times in readings)
     training = round(_training_memory(trial, counted, workers))
     host = round(_process() + _data(trial))
     return Forecast(
-        seconds=(trial.total_steps * step + passes * evaluation) / workers,
+        seconds=(steps * step + passes * evaluation) / workers,
         memory=host if gpu else host + training,
         on_gpu=round(_data(trial)) + training if gpu else 0,
         disk=round(_disk(trial, counted, probes)),
@@ -256,9 +257,8 @@ def _disk(trial: Trial, counted: Work, probes: dict[Probe, Cadence]) -> float:
     """Trained weights and running statistics, and rows at 8 bytes a value: an upper bound, for Parquet compresses."""
     rows = 0.0
     for probe, cadence in probes.items():
-        by_layer = {"gamma": counted.norms, "sparsity": counted.norms, "gamma_histogram": HISTOGRAM_BINS}
         columns = len(fields(TABLES[probe.__name__])) if probe.__name__ in TABLES else 8
-        rows += cadence.readings(trial) * by_layer.get(probe.__name__, 3) * columns * 8
+        rows += cadence.readings(trial) * demand(probe).rows(trial) * columns * 8
     return FLOAT * (counted.trained + counted.buffers) + rows
 
 

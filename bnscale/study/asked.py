@@ -1,5 +1,6 @@
 """A study as a user asked for it: at one size, with some axes set, for one store; checked before anything starts."""
 
+import itertools
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import torch
 from bnscale import data, query
 from bnscale.networks.workers import check
 from bnscale.probes import TABLES
+from bnscale.probes import check as check_probe
 from bnscale.schedule import budget
 from bnscale.schedule.budget import Forecast
 from bnscale.store import Store
@@ -45,6 +47,8 @@ class Asked:
             grid = grid.setting(axis, values)
         folder = (folder or data.default_folder()).expanduser().resolve()
         planned = plan(grid, lambda each: data.pixels(each, folder))
+        for each, probe in itertools.product(planned, study.probes):
+            check_probe(probe, each.trial)
         words = ["--preset", preset, *(word for each in sets or [] for word in ("--set", each)), "--store", str(store)]
         if any(each.trial.data.has_files for each in planned):
             words += ["--data", str(folder)]
