@@ -627,3 +627,21 @@ def test_provenance_counts_every_planned_trial_once_and_no_other(session):
 
     session.database.execute("delete from trials")
     assert page.provenance(session, "results")["Trials"] == "6 planned: 6 missing"  # type: ignore[arg-type]
+
+
+def test_a_query_that_selects_from_another_of_its_file_stands_alone():
+    found = queries(
+        "-- name: doubled\n-- One row.\nwith\n-- mine\nmine as (select x * 2 as y from numbers)\n\nselect y from mine\n\n"
+        "-- name: numbers\n-- Three rows.\nselect x from range(3) as t(x)\n\n"
+        "-- name: summed\nselect sum(y) as total from doubled\n"
+    )
+    with duckdb.connect() as connection:
+        assert connection.execute(found["doubled"].sql).fetchall() == [(0,), (2,), (4,)]
+        assert connection.execute(found["summed"].sql).fetchall() == [(6,)]
+        assert connection.execute(found["numbers"].sql).fetchall() == [(0,), (1,), (2,)]
+    assert "-- Three rows." in found["summed"].sql
+
+
+def test_queries_that_need_each_other_are_refused():
+    with pytest.raises(Refusal, match="query a: needs itself by way of a, b"):
+        queries("-- name: a\nselect * from b\n-- name: b\nselect * from a\n")

@@ -249,8 +249,9 @@ _HEAD = re.compile(r"--\s*name\s*:\s*(.*?)\s*", re.IGNORECASE)
 def queries(text: str) -> Queries:
     """Reads a file of several queries, each under a line `-- name: accuracy_over_depth` and its comment.
 
-    Comments above the first name belong to the file. Raises `Refusal` for a name that is given twice or is not
-    a name, for a name without SQL and for SQL without a name.
+    A query may select from another of the file, above or below it, as from a table: it gets that one as a CTE and so
+    stands alone. Comments above the first name belong to the file. Raises `Refusal` for a name that is given twice or
+    is not a name, for a name without SQL, for SQL without a name and for queries that need each other.
     """
     found = Queries()
     begun: dict[str, int] = {}
@@ -286,4 +287,31 @@ def queries(text: str) -> Queries:
         elif sql or line.strip():
             sql.append(line.rstrip())
     close()
-    return found
+    return Queries({name: Query(query.comment, _alone(name, found)) for name, query in found.items()})
+
+
+_FROM = re.compile(r"\b(?:from|join)\s+([a-z_][a-z0-9_]*)\b")
+_WITH = re.compile(r"with\s+(?!recursive\b)", re.IGNORECASE)
+
+
+def _alone(name: str, found: Mapping[str, Query]) -> str:
+    """The query with those it selects from as CTEs before its own, the ones that they need first."""
+    needed: dict[str, str] = {}
+
+    def gather(each: str, above: tuple[str, ...]) -> None:
+        if each in above:
+            raise Refusal(f"query {each}: needs itself by way of {', '.join(above)}; one of them must do without")
+        for other in dict.fromkeys(_FROM.findall(found[each].sql)):
+            if other in found and other not in needed and f"{other} as (" not in found[each].sql:
+                gather(other, (*above, each))
+                comment = [f"-- {line}" for line in found[other].comment.splitlines()]
+                body = [f"    {line}".rstrip() for line in found[other].sql.splitlines()]
+                needed[other] = "\n".join([*comment, f"{other} as (", *body, ")"])
+
+    gather(name, ())
+    sql = found[name].sql
+    if not needed:
+        return sql
+    own = _WITH.match(sql)
+    ctes = ",\n\n".join(needed.values())
+    return f"with\n{ctes},\n\n{sql[own.end() :]}" if own else f"with\n{ctes}\n\n{sql}"
