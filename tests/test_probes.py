@@ -13,7 +13,7 @@ from bnscale.engine import Gang
 from bnscale.engine.local import LocalEngine
 from bnscale.networks import build
 from bnscale.networks.norm import BatchNorm
-from bnscale.probes import END, EPOCH, STEP, TABLES, Snapshot, clamp, curve, gamma, gamma_histogram, sparsity
+from bnscale.probes import END, EPOCH, START, STEP, TABLES, Snapshot, clamp, curve, gamma, gamma_histogram, sparsity
 from bnscale.trial import Precision, Trainable
 
 CPU = torch.device("cpu")
@@ -180,6 +180,7 @@ def test_evaluation_in_bf16_is_near_evaluation_in_fp32(trained):
         (2 * EPOCH, [0, 166, 200], "2 epochs"),
         (50 * STEP, [0, 50, 100, 150, 200], "50 steps"),
         (END, [200], "end"),
+        (START, [0], "start"),
     ],
 )
 def test_a_cadence_includes_start_and_end(cadence, steps, text):

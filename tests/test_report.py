@@ -631,7 +631,8 @@ def test_provenance_counts_every_planned_trial_once_and_no_other(session):
 
 def test_a_query_that_selects_from_another_of_its_file_stands_alone():
     found = queries(
-        "-- name: doubled\n-- One row.\nwith\n-- mine\nmine as (select x * 2 as y from numbers)\n\nselect y from mine\n\n"
+        "-- name: doubled\n-- One row.\nwith\n-- mine\nmine as (select x * 2 as y from numbers)\n\n"
+        "select y from mine\n\n"
         "-- name: numbers\n-- Three rows.\nselect x from range(3) as t(x)\n\n"
         "-- name: summed\nselect sum(y) as total from doubled\n"
     )

@@ -15,7 +15,31 @@ from bnscale.data import Resident
 from bnscale.engine import Gang, checkpoint
 from bnscale.engine.local import LocalEngine
 from bnscale.networks import build, trained
-from bnscale.probes import END, EPOCH, STEP, Cadence, Probe, clamp, curve, gamma, gamma_histogram, sparsity
+from bnscale.probes import (
+    END,
+    EPOCH,
+    START,
+    STEP,
+    Cadence,
+    Probe,
+    at_layers,
+    channel_moments,
+    clamp,
+    class_bias,
+    curve,
+    demand,
+    gamma,
+    gamma_histogram,
+    gradient,
+    gradient_histogram,
+    gradient_matrix,
+    gradient_noise,
+    loss_along_gradient,
+    loss_along_mean_gradient,
+    mean_gradient,
+    moments_along_gradient,
+    sparsity,
+)
 from bnscale.train import initialised, train
 from bnscale.trial import (
     Affine,
@@ -48,7 +72,22 @@ EVERYTHING: dict[Probe, Cadence] = {
     gamma_histogram: EPOCH,
     clamp: END,
     sparsity: 2 * STEP,
+    channel_moments: 5 * STEP,
+    gradient: 5 * STEP,
+    at_layers(gradient_histogram, 5): START,
+    at_layers(gradient_matrix, 2, 5): END,
+    class_bias: 5 * STEP,
+    loss_along_gradient: 5 * STEP,
+    at_layers(moments_along_gradient, 1, 3): 5 * STEP,
+    mean_gradient: 5 * STEP,
+    gradient_noise: 5 * STEP,
+    loss_along_mean_gradient: 5 * STEP,
 }
+
+
+def everything(trial: Trial) -> dict[Probe, Cadence]:
+    """All probes but those that the trial cannot serve."""
+    return {probe: cadence for probe, cadence in EVERYTHING.items() if demand(probe).lacks(trial) is None}
 
 
 class Notebook:
@@ -129,10 +168,10 @@ def test_training_leaves_every_frozen_tensor_at_its_initialisation_and_moves_eve
 def test_a_stopped_trial_resumes_to_the_last_bit_and_reads_every_row_once(trainable, at, tmp_path):
     trial = digits(trainable=trainable)
     whole, parts = Notebook(), Notebook()
-    expected = run(trial, tmp_path / "whole", whole, EVERYTHING)
-    run(trial, tmp_path / "parts", parts, EVERYTHING, stop_after(at))
+    expected = run(trial, tmp_path / "whole", whole, everything(trial))
+    run(trial, tmp_path / "parts", parts, everything(trial), stop_after(at))
     assert parts.ending is None
-    resumed = run(trial, tmp_path / "parts", parts, EVERYTHING)
+    resumed = run(trial, tmp_path / "parts", parts, everything(trial))
     assert_equal(expected, resumed)
     assert sorted(map(repr, parts.kept)) == sorted(map(repr, whole.kept))
     assert parts.ending[:2] == whole.ending[:2] == (Outcome.FINISHED, 10)
