@@ -11,6 +11,7 @@ from typing import Any
 
 import duckdb
 import matplotlib
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
@@ -381,7 +382,7 @@ def test_an_answer_that_cannot_be_drawn_is_refused(rows, columns, says):
         sheet_of(figures.curves(**CURVES), rows, columns)
 
 
-# --- small multiples and images ---
+# --- figures: small multiples and images -----------------------------------------------------------
 
 RELATIVE = {
     "x": "rate",
@@ -540,6 +541,15 @@ def test_cells_lie_where_their_numbers_say_and_rows_run_downwards():
     (axes,) = sheet_of(figures.heatmaps(**CELLS), rows, CELLS_COLUMNS).axes
     assert image_of(axes).get_array().tolist() == [[6, 18, 30], [7, 19, 31], [8, 20, 32]]
     assert image_of(axes).get_extent() == pytest.approx([0, 36, 0.25, -0.05])
+
+
+@given(some.lists(some.one_of(some.integers(-300, 300), some.floats(0, 1)), min_size=1, max_size=12))
+def test_every_number_keeps_a_place_of_its_own_along_an_image(places):
+    ruler = heat.Ruler(np.array(places, dtype=float))
+    index = ruler.index(np.array(places, dtype=float))
+    assert ruler.places[index].tolist() == [float(place) for place in places]
+    assert index.max() < ruler.count
+    assert ruler.edges[0] < ruler.edges[1]
 
 
 @pytest.mark.parametrize(

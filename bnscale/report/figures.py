@@ -256,7 +256,7 @@ def panels(
                 one_row_a_cell(at, answer, x, series, style.key)
                 if ylim[1] is not None:  # far above; how steep a line to +inf is nobody knows
                     far = ylim[1] * 1e30 if yscale is Scale.LOG else ylim[1] + 1e6 * (abs(ylim[1]) + 1)
-                    height = np.where(own.overflows(y), far, height)
+                    height = np.where(own.overflows(y) & np.isfinite(positive(at, xscale)), far, height)
                 order = np.argsort(at)
                 _line(axes, at[order], height[order], bottom[order], top[order], style.colour, Along.TIME)
             _paper(axes, [point for point in points if point.panel == value], styled, [])
