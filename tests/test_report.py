@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import matplotlib
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
+from matplotlib.colors import to_hex
 from rich.console import Console
 
-from bnscale.report import claims, figures, page
+from bnscale.report import claims, figures, heat, look, page
 from bnscale.report.claims import Claim, Judged, Standing, Verdict, judge, queries
 from bnscale.report.figures import Along, Figure, PaperPoint, Scale, Series
 from bnscale.trial import Refusal
@@ -379,9 +382,333 @@ def test_an_answer_that_cannot_be_drawn_is_refused(rows, columns, says):
         sheet_of(figures.curves(**CURVES), rows, columns)
 
 
-def test_drawing_leaves_matplotlib_as_it_was():
-    import matplotlib
+# --- figures: small multiples and images -----------------------------------------------------------
 
+RELATIVE = {
+    "x": "rate",
+    "y": "relative",
+    "series": "norm",
+    "styles": [Series("batch", "with BatchNorm", figures.BLUE), Series("none", "without", figures.VERMILION)],
+    "panel": "batch",
+    "xlabel": "step size",
+    "ylabel": "new loss / old loss",
+    "unit": "",
+    "xscale": Scale.LOG,
+    "yscale": Scale.LOG,
+}
+RELATIVE_COLUMNS = ["batch", "norm", "rate", "relative", "low", "high"]
+CELLS = {"x": "channel", "y": "step", "value": "mean", "panel": "layer"} | dict.fromkeys(
+    ("xlabel", "ylabel", "label"), ""
+)
+CELLS_COLUMNS = ["layer", "channel", "step", "mean"]
+
+
+def relative(batch: str, norm: str, readings: dict[float, float | None]) -> list[tuple]:
+    return [(batch, norm, rate, value, value and value / 2, value and value * 2) for rate, value in readings.items()]
+
+
+def lines_of(axes: Any, colour: str) -> list[list[list[float]]]:
+    """x and y of the lines of this colour that have no markers and are not dashed."""
+    plain = [line for line in axes.lines if line.get_marker() == "None" and line.get_linestyle() == "-"]
+    return [line.get_xydata().tolist() for line in plain if line.get_color() == colour]
+
+
+def titles(sheet: Any) -> list[str]:
+    return [axes.get_title(loc="left") for axes in sheet.axes]
+
+
+def image_of(axes: Any) -> Any:
+    (image,) = axes.images
+    return image
+
+
+@pytest.mark.parametrize("kind", ["panels", "heatmaps"])
+def test_panels_stand_in_the_order_of_the_answer(kind):
+    names = ["mini-batch 7", "mini-batch 1", "mini-batch 10", "mini-batch 4"]
+    if kind == "panels":
+        rows = [row for name in names for row in relative(name, "batch", {0.1: 1.0, 0.2: 2.0})]
+        sheet = sheet_of(figures.panels(**RELATIVE), rows, RELATIVE_COLUMNS)
+    else:
+        rows = [(name, channel, 0, 1.0) for channel in range(3) for name in names]
+        sheet = sheet_of(figures.heatmaps(**CELLS), rows, CELLS_COLUMNS)
+    assert titles(sheet) == names
+
+
+def test_at_most_three_panels_stand_in_a_row_on_a_common_axis():
+    rows = [row for batch in range(7) for row in relative(f"b{batch}", "none", {0.1: 1.0, 0.2: 10.0**batch})]
+    sheet = sheet_of(figures.panels(**RELATIVE, panel_title="after {}"), rows, RELATIVE_COLUMNS)
+    assert titles(sheet) == [f"after b{batch}" for batch in range(7)]
+    assert len({axes.get_position().x0 for axes in sheet.axes}) == 3
+    assert len({axes.get_ylim() for axes in sheet.axes}) == 1
+
+
+@pytest.mark.parametrize("gap", [0.0, -2.0, None, math.nan])
+def test_what_has_no_place_on_a_log_axis_is_a_gap(gap):
+    rows = relative("b1", "none", {0.1: 1.0, 0.2: 2.0, 0.3: gap, 0.4: 2.0, 0.5: 1.0, 0.0: 5.0})
+    (axes,) = sheet_of(figures.panels(**RELATIVE), rows, RELATIVE_COLUMNS).axes
+    (line,) = lines_of(axes, figures.VERMILION)
+    assert [x for x, y in line if math.isnan(y)] == [0.0, 0.3]
+    assert [y for _, y in line if not math.isnan(y)] == [1.0, 2.0, 2.0, 1.0]
+    curve = figures.curves(**CURVES | {"unit": "", "along": Along.TIME}, yscale=Scale.LOG)
+    (axes,) = sheet_of(curve, [("bn", x + 1, y) for x, y in enumerate([1, 2, gap, 2, 1])], COLUMNS[:3]).axes
+    assert [x for x, y in lines_of(axes, figures.VERMILION)[0] if math.isnan(y)] == [3]
+
+
+def test_a_band_whose_lower_end_is_not_above_zero_reaches_the_foot_of_a_log_axis():
+    rows = [("b1", "none", rate, 1.0, low, 2.0) for rate, low in ((0.1, 0.5), (0.2, -1.0), (0.3, 0.5))]
+    (axes,) = sheet_of(figures.panels(**RELATIVE, low="low", high="high"), rows, RELATIVE_COLUMNS).axes
+    (band,) = axes.collections
+    assert [x for x, y in band.get_paths()[0].vertices if y == -1.0] == [0.2]
+    assert 0 < axes.get_ylim()[0] <= 0.5
+
+
+@pytest.mark.parametrize("beyond", [1e6, 1e300, math.inf])
+@pytest.mark.parametrize("yscale", Scale)
+def test_a_line_that_leaves_the_top_is_cut_by_the_axes_and_not_before(beyond, yscale):
+    rows = relative("b1", "none", {0.1: 1.0, 0.2: 0.5, 0.3: beyond})
+    draw = figures.panels(**RELATIVE | {"yscale": yscale}, ylim=(None, 1e3), level=1.0)
+    sheet = sheet_of(draw, rows, RELATIVE_COLUMNS)
+    (axes,) = sheet.axes
+    (line,) = lines_of(axes, figures.VERMILION)
+    assert line[-1][0] == 0.3
+    assert 1e3 < line[-1][1] < math.inf
+    bottom, top = axes.get_ylim()
+    assert top == 1e3
+    assert -100 < bottom < 0.5  # what is cut off does not stretch the axis
+    figures.svg(sheet, "relative")
+
+
+def test_infinity_is_a_gap_where_the_axes_cut_nothing_off():
+    rows = relative("b1", "none", {0.1: 1.0, 0.2: 0.5, 0.3: math.inf})
+    (axes,) = sheet_of(figures.panels(**RELATIVE), rows, RELATIVE_COLUMNS).axes
+    assert math.isnan(lines_of(axes, figures.VERMILION)[0][-1][1])
+    assert axes.get_ylim()[1] < 2
+
+
+def test_lines_run_along_x_whatever_the_order_of_the_rows():
+    rows = relative("b1", "none", {0.3: 3.0, 0.1: 1.0, 0.2: 2.0})
+    (axes,) = sheet_of(figures.panels(**RELATIVE), rows, RELATIVE_COLUMNS).axes
+    assert lines_of(axes, figures.VERMILION) == [[[0.1, 1.0], [0.2, 2.0], [0.3, 3.0]]]
+
+
+def test_the_papers_points_land_in_their_panel_and_without_one_in_figures_without_panels():
+    paper = [
+        PaperPoint("none", 0.1, 0.5, Standing.DIGITISED, panel="b4"),
+        PaperPoint("batch", 0.2, 0.7, Standing.FOUND, panel="b7"),
+        PaperPoint("none", 0.3, 0.9, Standing.CODE),
+    ]
+    rows = relative("b4", "none", {0.1: 1.0, 0.2: 2.0}) + relative("b1", "none", {0.1: 1.0, 0.2: 2.0})
+    sheet = sheet_of(figures.panels(**RELATIVE, paper=paper), rows, RELATIVE_COLUMNS)
+
+    def hollow(axes: Any) -> list[list[float]]:
+        return [line.get_xydata()[0].tolist() for line in axes.lines if line.get_markerfacecolor() == figures.GROUND]
+
+    assert dict(zip(titles(sheet), map(hollow, sheet.axes), strict=True)) == {
+        "b4": [[0.1, 0.5]], "b1": [], "b7": [[0.2, 0.7]],
+    }  # fmt: skip
+    said = words(sheet).splitlines()
+    assert {"without", "with BatchNorm", "paper (≈, digitised)", "paper (found)"} <= set(said)
+    assert "not measured: with BatchNorm" in said
+    plain = figures.curves(**CURVES | {"unit": "", "styles": RELATIVE["styles"]}, paper=paper)
+    (axes,) = sheet_of(plain, [("none", 0.1, 1.0)], COLUMNS[:3]).axes
+    assert hollow(axes) == [[0.3, 0.9]]
+
+
+def test_a_level_is_one_dashed_line_across_every_panel():
+    rows = relative("b4", "none", {0.1: 3.0, 0.2: 2.0}) + relative("b1", "none", {0.1: 3.0, 0.2: 2.0})
+    for axes in sheet_of(figures.panels(**RELATIVE, level=1.0), rows, RELATIVE_COLUMNS).axes:
+        (level,) = [line for line in axes.lines if line.get_linestyle() == "--"]
+        assert list(level.get_ydata()) == [1.0, 1.0]
+        assert axes.get_ylim()[0] < 1.0
+
+
+def test_a_missing_cell_of_an_image_is_blank_whatever_it_lacks():
+    lacks = {(1, 0): None, (2, 0): math.nan, (3, 0): math.inf, (4, 1): -math.inf}
+    rows = [("l", c, s, lacks.get((c, s), 1.0)) for c in range(8) for s in range(2) if (c, s) != (5, 1) and c != 6]
+    sheet = sheet_of(figures.heatmaps(**CELLS), rows, CELLS_COLUMNS)
+    (axes,) = sheet.axes
+    cells = image_of(axes).get_array()
+    blank = {(c, s) for s, row in enumerate(cells.mask) for c, is_blank in enumerate(row) if is_blank}
+    assert cells.shape == (2, 8)
+    assert blank == {*lacks, (5, 1), (6, 0), (6, 1)}  # no row of channel 6 at all: a column all the same
+    assert (cells.compressed() == 1.0).all()
+    assert "no reading" in words(sheet)
+    assert "no reading" not in words(sheet_of(figures.heatmaps(**CELLS), [("l", 0, 0, 1.0)], CELLS_COLUMNS))
+
+
+def test_cells_lie_where_their_numbers_say_and_rows_run_downwards():
+    rows = [("l", layer, step / 10, layer + step) for step in (2, 0, 1) for layer in (18, 6, 30)]
+    (axes,) = sheet_of(figures.heatmaps(**CELLS), rows, CELLS_COLUMNS).axes
+    assert image_of(axes).get_array().tolist() == [[6, 18, 30], [7, 19, 31], [8, 20, 32]]
+    assert image_of(axes).get_extent() == pytest.approx([0, 36, 0.25, -0.05])
+
+
+@given(some.lists(some.one_of(some.integers(-300, 300), some.floats(0, 1)), min_size=1, max_size=12))
+def test_every_number_keeps_a_place_of_its_own_along_an_image(places):
+    ruler = heat.Ruler(np.array(places, dtype=float))
+    index = ruler.index(np.array(places, dtype=float))
+    assert ruler.places[index].tolist() == [float(place) for place in places]
+    assert index.max() < ruler.count
+    assert ruler.edges[0] < ruler.edges[1]
+
+
+@pytest.mark.parametrize(
+    ("readings", "limits", "two_signs"),
+    [
+        ([-3.0, 1.0], (-3, 3), True),
+        ([-0.5, 2.0, math.inf], (-2, 2), True),
+        ([-3.0, -1.0], (-3, 3), True),
+        ([1e-9, 4.0], (0, 4), False),
+        ([0.9, 1.0], (0.9, 1.0), False),
+        ([7.0, 7.0], (0, 7), False),
+        ([0.0, 0.0], (0, 1), False),
+        ([-1e38, 5.6e37], (-1e38, 1e38), True),
+    ],
+)
+def test_each_image_has_the_colours_of_its_own_readings(readings, limits, two_signs):
+    rows = [("other", 0, 0, 1e3)] + [("own", channel, 0, value) for channel, value in enumerate(readings)]
+    sheet = sheet_of(figures.heatmaps(**CELLS), rows, CELLS_COLUMNS)
+    image = image_of(sheet.axes[1])
+    assert image.get_clim() == limits
+    assert (image.get_cmap().name == heat.TWO_SIGNS) == two_signs
+    (bar,) = sheet.axes[1].child_axes
+    assert bar.get_ylim() == limits
+    assert image_of(sheet.axes[0]).get_clim() == (0, 1e3)
+
+
+def maps(layers: int, images: int, classes: int) -> list[tuple]:
+    return [
+        (f"layer {layer}", k, i, math.sin(7 * i * k + layer) * 10.0**-layer)
+        for layer in range(layers) for i in range(images) for k in range(classes)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("images", "classes"), [(128, 10), (64, 11)])
+def test_an_image_makes_a_small_file_without_others_beside_it(images, classes):
+    rows = maps(1, images, classes)
+    drawn = figures.svg(sheet_of(figures.heatmaps(**CELLS), rows, CELLS_COLUMNS), "a")
+    assert len(drawn) < 50_000
+    targets = re.findall(r'xlink:href="([^"]*)"', drawn)
+    assert all(target.startswith(("#", "data:image/png;base64,")) for target in targets)
+    assert sum(target.startswith("data:") for target in targets) == 2  # the cells and the bar
+
+
+def test_the_same_answer_draws_the_same_bytes_of_panels_and_images():
+    rows = relative("b4", "none", {0.1: 3.0, 0.2: 2.0}) + relative("b1", "none", {0.1: 3.0, 0.2: 2.0})
+    for draw, answer, columns in (
+        (figures.panels(**RELATIVE, low="low", high="high"), rows, RELATIVE_COLUMNS),
+        (figures.heatmaps(**CELLS), maps(3, 8, 4), CELLS_COLUMNS),
+    ):
+        first, second = (figures.svg(sheet_of(draw, answer, columns), "a") for _ in range(2))
+        assert first == second
+
+
+def test_the_page_leaves_the_colours_of_images_alone_and_tells_equal_images_apart():
+    rows = [("first", 0, 0, 1.0), ("first", 1, 1, 0.5), ("second", 0, 0, 1.0), ("second", 1, 1, 0.5)]
+    drawing = figure(figures.heatmaps(**CELLS), query="cells")
+    inline = str(page._inline(figures.svg(sheet_of(drawing.draw, rows, CELLS_COLUMNS), "cells"), drawing))
+    ids = re.findall(r'\bid="([^"]+)"', inline)
+    assert len(ids) == len(set(ids))
+    assert inline.count("data:image/png;base64,") == 4
+    assert "var(--ink)" in inline
+    assert heat.MISSING["facecolor"] in inline
+    neutral = {figures.INK, figures.MUTED, figures.RULE, figures.GROUND}
+    assert neutral.isdisjoint({heat.MISSING["facecolor"], heat.MISSING["edgecolor"]})
+    for name in (heat.ONE_SIGN, heat.TWO_SIGNS):
+        assert neutral.isdisjoint(map(to_hex, matplotlib.colormaps[name](range(256))))
+
+
+@pytest.mark.parametrize(
+    ("draw", "rows", "columns", "says"),
+    [
+        (figures.panels(**RELATIVE), [("b", "n", 1, 1.0)], ["bach", *RELATIVE_COLUMNS[1:4]], "did you mean bach"),
+        (figures.panels(**RELATIVE, low="lo"), [("b", "n", 1, 1, 1, 1)], RELATIVE_COLUMNS, "column lo: "),
+        (figures.panels(**RELATIVE), [("b", "n", 1, v, 0, 0) for v in (1, 2)], RELATIVE_COLUMNS, "rows with one rate"),
+        (figures.heatmaps(**CELLS), [("l", 1, 1, 1.0)], ["lay", *CELLS_COLUMNS[1:]], "did you mean lay"),
+        (figures.heatmaps(**CELLS), [("l", 1, 1, v) for v in (1, 2)], CELLS_COLUMNS, "l has several rows with one"),
+        (figures.heatmaps(**CELLS), [("l", None, 1, 1.0)], CELLS_COLUMNS, "has no place"),
+        (figures.heatmaps(**CELLS), [("l", 1, "a", 1.0)], CELLS_COLUMNS, "is no number"),
+    ],
+)
+def test_panels_and_images_refuse_what_they_cannot_draw(draw, rows, columns, says):
+    with pytest.raises(Refusal, match=says):
+        sheet_of(draw, rows, columns)
+
+
+def test_panels_and_images_without_a_reading_say_what_to_run():
+    nothing = PaperPoint("none", 0.1, 0.5, Standing.FOUND, panel="b4")
+    for rows in ([], [("b", 1, 1, None, None, None)]):
+        assert "no data yet" in words(
+            sheet_of(figures.panels(**RELATIVE, paper=[nothing], level=1.0), rows, RELATIVE_COLUMNS)
+        )
+    for rows in ([], [("l", 1, 1, None)], [("l", 1, 1, math.inf)]):
+        assert "no data yet" in words(sheet_of(figures.heatmaps(**CELLS), rows, CELLS_COLUMNS))
+
+
+def test_bars_on_a_log_axis_stand_on_its_foot_and_what_has_no_place_there_says_so():
+    paper = [PaperPoint("bn", "layer 90", 40.7, Standing.MEMORY)]
+    rows = [("bn", "layer 18", 250.0), ("bn", "layer 90", 40.0), ("all", "layer 18", 1.7), ("all", "layer 90", 0.0)]
+    sheet = sheet_of(figures.bars(**ACCURACY | {"unit": ""}, yscale=Scale.LOG, paper=paper), rows, COLUMNS[:3])
+    (axes,) = sheet.axes
+    foot = axes.get_ylim()[0]
+    assert 0 < foot < 1.7
+    assert {bar.get_y() for bar in axes.patches} == {foot}
+    assert sorted(bar.get_y() + bar.get_height() for bar in axes.patches) == pytest.approx([1.7, 40, 250])
+    assert [text.get_text().strip() for text in axes.texts] == ["0"]
+    assert [line.get_ydata()[0] for line in axes.lines if line.get_markerfacecolor() == figures.GROUND] == [40.7]
+
+
+@pytest.mark.parametrize(
+    ("groups", "stand"),
+    [
+        (["layer 90", "layer 18", "layer 100"], ["layer 90", "layer 18", "layer 100"]),
+        ([90, 18, 100], ["18", "90", "100"]),
+    ],
+)
+def test_groups_of_bars_are_sorted_where_they_are_numbers_and_stand_as_they_appear_where_text(groups, stand):
+    (axes,) = sheet_of(figures.bars(**ACCURACY), [("bn", group, 0.5) for group in groups], COLUMNS[:3]).axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == stand
+
+
+def test_a_histogram_on_a_log_axis_fills_each_share_from_its_foot():
+    columns = ["left", "right", "share", "trainable", "depth"]
+    rows = [(0.0, 0.1, 0.5, "bn", "b"), (0.1, 0.2, 0.0, "bn", "b"), (0.2, 0.3, 1e-4, "bn", "b"), (0, 1, 0.3, "bn", "a")]
+    draw = figures.histograms(
+        left="left", right="right", share="share", series="trainable", styles=STYLES, panel="depth",
+        panel_title="{}", xlabel="|γ|", ylabel="Share", yscale=Scale.LOG,
+    )  # fmt: skip
+    sheet = sheet_of(draw, rows, columns)
+    assert titles(sheet) == ["b", "a"]
+    axes = sheet.axes[0]
+    foot = axes.get_ylim()[0]
+    assert 0 < foot < 1e-4
+    assert [bar.get_y() + bar.get_height() for bar in axes.patches] == pytest.approx([0.5, 1e-4])
+    assert {bar.get_y() for bar in axes.patches} == {foot}
+
+
+def test_many_rates_have_a_tick_each_and_labels_that_do_not_touch():
+    rates = [digit * 10.0**power for power in range(-5, 1) for digit in (1, 2, 3, 5)]
+    rows = [cell("bn", rate, 0.5 if rate < 0.3 else None, 0.0 if rate < 0.3 else 1.0) for rate in rates]  # type: ignore[arg-type]
+    sheet = sheet_of(figures.curves(**CURVES, diverged="diverged"), rows)
+    sheet.draw_without_rendering()
+    (axes,) = sheet.axes
+    assert axes.get_xticks() == pytest.approx(sorted(rates))
+    assert axes.get_xlim()[1] > 5  # a rate at which all diverged has its place
+    labels = [label for label in axes.get_xticklabels() if label.get_text()]
+    assert {"1e−5", "1e−4", "0.001", "0.01", "0.1", "1"} <= {label.get_text() for label in labels}
+    boxes = [label.get_window_extent() for label in labels]
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (0.05, "0.05"), (-2e-4, "−2e−4"), (1e-5, "1e−5"), (250, "250"), (1.5e6, "1.5e6"), (-3.9e3, "−3900")],
+)
+def test_numbers_on_axes_are_short(value, text):
+    assert look.short(value) == text
+
+
+def test_drawing_leaves_matplotlib_as_it_was():
     before = dict(matplotlib.rcParams)
     figures.svg(sheet_of(figures.curves(**CURVES), [cell("bn", 8, 0.5)]), "accuracy")
     assert dict(matplotlib.rcParams) == before
@@ -398,7 +725,7 @@ def test_the_same_answer_draws_the_same_bytes():
 @given(some.lists(some.floats(0, 1), min_size=1, max_size=8))
 def test_labels_stand_apart_in_order_and_move_only_where_they_must(heights):
     gap = 0.1
-    placed = figures.spread(heights, gap)
+    placed = look.spread(heights, gap)
     in_order = [placed[index] for index in sorted(range(len(heights)), key=lambda index: heights[index])]
     assert all(above - below > gap - 1e-9 for below, above in pairwise(in_order))
     assert all(-1e-9 <= height <= 1 + 1e-9 for height in placed)
