@@ -485,6 +485,12 @@ def test_infinity_is_a_gap_where_the_axes_cut_nothing_off():
     assert axes.get_ylim()[1] < 2
 
 
+def test_infinity_at_a_place_that_a_log_axis_lacks_is_a_gap():
+    rows = relative("b1", "none", {0.0: math.inf, 0.1: 1.0, 0.2: 0.5})
+    (axes,) = sheet_of(figures.panels(**RELATIVE, ylim=(None, 1e3)), rows, RELATIVE_COLUMNS).axes
+    assert [math.isnan(y) for _, y in lines_of(axes, figures.VERMILION)[0]] == [True, False, False]
+
+
 def test_lines_run_along_x_whatever_the_order_of_the_rows():
     rows = relative("b1", "none", {0.3: 3.0, 0.1: 1.0, 0.2: 2.0})
     (axes,) = sheet_of(figures.panels(**RELATIVE), rows, RELATIVE_COLUMNS).axes
