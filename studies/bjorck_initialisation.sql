@@ -139,8 +139,8 @@ select
     setting,
     length,
     exp(avg(ln(relative))) as relative,
-    min(relative) as low,
-    max(relative) as high,
+    min(relative) as minimum,
+    max(relative) as maximum,
     count(*) as n
 from loss_along_gradient
 join settings using (trial)
@@ -593,6 +593,13 @@ where compared
 group by setting, images
 order by setting, images
 
+-- name: noise_and_bound
+-- One row per setting that the paper compares, size of a mini-batch, and variance of a step or its bound.
+select setting, images, what, if(what = 'measured', variance, bound) as variance
+from noise_of_a_step
+cross join (values ('measured'), ('lr^2 C / |B|')) as parts (what)
+order by setting desc, what, images
+
 -- name: fall_of_noise
 -- One row per setting: slope of the logarithm of the variance of a mini-batch's gradient over that of its size, over seeds.
 with
@@ -675,8 +682,8 @@ select
     direction,
     length,
     exp(avg(ln(relative))) as relative,
-    min(relative) as low,
-    max(relative) as high,
+    min(relative) as minimum,
+    max(relative) as maximum,
     count(*) as n
 from loss_along_mean_gradient
 join settings using (trial)

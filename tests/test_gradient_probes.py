@@ -101,8 +101,10 @@ def test_the_gradient_of_a_single_vector_has_rank_one():
     at, _, _, _ = matrix(batch=1, norm_batch=1)
     (row,) = gradient(at)
     assert row.effective_rank == pytest.approx(1, abs=1e-4)
-    assert row.matrix_rank == pytest.approx(1, abs=1e-4)
-    assert row.full_rank == 6
+    assert row.channel_rank == pytest.approx(1, abs=1e-4)
+    assert row.full_rank == row.full_channel_rank == 6
+    first = list(gradient(snapshot()))[0]  # the stem: 16 channels of 1 by 3 by 3
+    assert (first.full_rank, first.full_channel_rank) == (9, 1)
 
 
 def test_effective_rank_counts_equal_singular_values_and_ignores_small_ones():

@@ -41,8 +41,9 @@ class Gradient:
     sum_of_magnitudes: float  # of the sum of the terms' magnitudes
     magnitude_of_sum: float  # of the magnitude of their sum, which is the gradient's
     effective_rank: float | None  # of the gradient as a matrix of O by I*H*W (Roy & Vetterli 2007); null if it is 0
-    matrix_rank: float | None  # the same of the matrix of O by I that `gradient_matrix` shows
-    full_rank: int  # the most that matrix_rank can be
+    full_rank: int  # the most that it can be
+    channel_rank: float | None  # the same of the matrix of O by I that `gradient_matrix` shows
+    full_channel_rank: int
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,9 @@ def _of(step: int, layer: Layer, slope: Tensor, terms: float) -> Gradient:
         sum_of_magnitudes=terms,
         magnitude_of_sum=float(sizes.mean()),
         effective_rank=effective_rank(slope.flatten(1)),
-        matrix_rank=effective_rank(matrix),
-        full_rank=min(matrix.shape),
+        full_rank=min(slope.flatten(1).shape),
+        channel_rank=effective_rank(matrix),
+        full_channel_rank=min(matrix.shape),
     )
 
 
