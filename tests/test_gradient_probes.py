@@ -103,7 +103,7 @@ def test_the_gradient_of_a_single_vector_has_rank_one():
     assert row.effective_rank == pytest.approx(1, abs=1e-4)
     assert row.channel_rank == pytest.approx(1, abs=1e-4)
     assert row.full_rank == row.full_channel_rank == 6
-    first = list(gradient(snapshot()))[0]  # the stem: 16 channels of 1 by 3 by 3
+    first = next(iter(gradient(snapshot())))  # the stem: 16 channels of 1 by 3 by 3
     assert (first.full_rank, first.full_channel_rank) == (9, 1)
 
 
