@@ -204,9 +204,44 @@ def test_a_file_of_queries_is_read_by_name_with_comment_and_sql():
     assert found["two"] == ("", "with t as (\n    -- one row per thing\n    select 2\n)\n\nselect * from t")
 
 
+SHARED = """\
+-- name: numbers
+-- one row per number
+select unnest([1, 2, 3]) as x
+
+-- name: doubled
+-- one row per number
+-- uses: numbers
+with
+-- one row
+two as (select 2 as factor)
+
+select x * factor as y from numbers, two;
+
+-- name: total
+-- one row
+-- uses: doubled, numbers
+select sum(y) + (select sum(x) from numbers) as z
+from doubled
+"""
+
+
+def test_a_query_may_use_the_ones_above_it_and_is_whole_by_itself(session):
+    found = queries(SHARED)
+    assert found["total"].comment == "one row"
+    assert found["total"].sql.startswith("with\n-- one row per number\nnumbers as (\n    select unnest")
+    assert found["numbers"].sql == "select unnest([1, 2, 3]) as x"
+    assert session.sql(found["doubled"].sql).rows == [(2,), (4,), (6,)]
+    assert session.sql(found["total"].sql).rows == [(18,)]  # numbers once, though two of them use it
+    assert found["total"].sql.count("unnest") == 1
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
+        ("-- name: number\nselect 1;\n-- name: b\n-- uses: numbers\nselect 2;", "did you mean number?"),
+        ("-- name: b\n-- uses: c\nselect 2;\n-- name: c\nselect 1;", "query b (line 1): uses c, and no query above"),
+        ("-- name: b\n-- uses: b\nselect 2;", "query b (line 1): uses b, and no query above"),
         ("-- name: a\nselect 1;\n-- name: a\nselect 2;", "named on line 1 and again on line 3"),
         ("-- name: a\n-- only words\n-- name: b\nselect 2;", "query a (line 1): has no SQL"),
         ("select 1;\n-- name: a\nselect 2;", "SQL without a name"),

@@ -244,16 +244,22 @@ class Queries(dict[str, Query]):
 
 
 _HEAD = re.compile(r"--\s*name\s*:\s*(.*?)\s*", re.IGNORECASE)
+_USES = re.compile(r"uses\s*:\s*(.*?)\s*", re.IGNORECASE)
 
 
 def queries(text: str) -> Queries:
     """Reads a file of several queries, each under a line `-- name: accuracy_over_depth` and its comment.
 
+    A line `-- uses: trained, best` in the comment of a query lets it read queries above it as tables: they become
+    its first CTEs, so that what it gives back is whole, and can be asked anywhere.
+
     Comments above the first name belong to the file. Raises `Refusal` for a name that is given twice or is not
-    a name, for a name without SQL and for SQL without a name.
+    a name, for a name without SQL, for SQL without a name and for the use of a query that is not above.
     """
     found = Queries()
     begun: dict[str, int] = {}
+    own: dict[str, Query] = {}  # without the queries that it uses
+    behind: dict[str, list[str]] = {}  # these, and what they use, each after what it uses itself
     name: str | None = None
     comment: list[str] = []
     sql: list[str] = []
@@ -268,7 +274,16 @@ def queries(text: str) -> Queries:
             return
         if not statement:
             raise Refusal(f"query {name} (line {begun[name]}): has no SQL; write it or take the name away")
-        found[name] = Query("\n".join(comment).strip(), statement)
+        uses = [each.strip() for line in comment if (used := _USES.fullmatch(line)) for each in used[1].split(",")]
+        for each in uses:
+            if each not in own:
+                raise Refusal(
+                    f"query {name} (line {begun[name]}): uses {each}, and no query above it has that name"
+                    f"{near(each, list(own))} Write it above"
+                )
+        own[name] = Query("\n".join(line for line in comment if not _USES.fullmatch(line)).strip(), statement)
+        behind[name] = list(dict.fromkeys(deeper for each in uses for deeper in (*behind[each], each)))
+        found[name] = _with({each: own[each] for each in behind[name]}, own[name])
 
     number = 0
     for number, line in enumerate(text.splitlines(), start=1):
@@ -287,3 +302,20 @@ def queries(text: str) -> Queries:
             sql.append(line.rstrip())
     close()
     return found
+
+
+def _with(tables: Mapping[str, Query], query: Query) -> Query:
+    """The query with others as its first CTEs."""
+    if not tables:
+        return query
+    ctes = [
+        "\n".join([*(f"-- {line}".rstrip() for line in each.comment.splitlines()), f"{name} as (", _indented(each.sql)])
+        for name, each in tables.items()
+    ]
+    rest = re.sub(r"^with\s+", "", query.sql, flags=re.IGNORECASE)
+    joint = ",\n\n" if rest != query.sql else "\n\n"
+    return query._replace(sql="with\n" + "\n),\n\n".join(ctes) + "\n)" + joint + rest)
+
+
+def _indented(sql: str) -> str:
+    return "\n".join(f"    {line}".rstrip() for line in sql.splitlines())
