@@ -207,6 +207,36 @@ def test_a_file_of_queries_is_read_by_name_with_comment_and_sql():
     assert found["two"] == ("", "with t as (\n    -- one row per thing\n    select 2\n)\n\nselect * from t")
 
 
+SHARED = """\
+-- name: numbers
+-- one row per number
+select unnest([1, 2, 3]) as x
+
+-- name: doubled
+-- one row per number
+with
+-- one row
+two as (select 2 as factor)
+
+select x * factor as y from numbers, two;
+
+-- name: total
+-- one row
+select sum(y) + (select sum(x) from numbers) as z
+from doubled
+"""
+
+
+def test_a_query_may_select_from_others_of_its_file_and_is_whole_by_itself(session):
+    found = queries(SHARED)
+    assert found["total"].comment == "one row"
+    assert found["total"].sql.startswith("with\n-- one row per number\nnumbers as (\n    select unnest")
+    assert found["numbers"].sql == "select unnest([1, 2, 3]) as x"
+    assert session.sql(found["doubled"].sql).rows == [(2,), (4,), (6,)]
+    assert session.sql(found["total"].sql).rows == [(18,)]  # numbers once, though two of them use it
+    assert found["total"].sql.count("unnest") == 1
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -960,20 +990,6 @@ def test_provenance_counts_every_planned_trial_once_and_no_other(session):
 
     session.database.execute("delete from trials")
     assert page.provenance(session, "results")["Trials"] == "6 planned: 6 missing"  # type: ignore[arg-type]
-
-
-def test_a_query_that_selects_from_another_of_its_file_stands_alone():
-    found = queries(
-        "-- name: doubled\n-- One row.\nwith\n-- mine\nmine as (select x * 2 as y from numbers)\n\n"
-        "select y from mine\n\n"
-        "-- name: numbers\n-- Three rows.\nselect x from range(3) as t(x)\n\n"
-        "-- name: summed\nselect sum(y) as total from doubled\n"
-    )
-    with duckdb.connect() as connection:
-        assert connection.execute(found["doubled"].sql).fetchall() == [(0,), (2,), (4,)]
-        assert connection.execute(found["summed"].sql).fetchall() == [(6,)]
-        assert connection.execute(found["numbers"].sql).fetchall() == [(0,), (1,), (2,)]
-    assert "-- Three rows." in found["summed"].sql
 
 
 def test_queries_that_need_each_other_are_refused():

@@ -79,6 +79,30 @@ def test_a_new_value_of_an_axis_gets_the_cells_that_all_others_have():
     assert cells(preset().setting("depth", [14, 32])) == {(d, 1, t) for d in (14, 32) for t in ("bn", "all")}
 
 
+def test_axes_keep_their_order_when_one_is_set():
+    several = preset(scientific=grid(width=[1, 2], depth=[8, 14], trainable=[Trainable.BN]))
+    assert several.setting("depth", [14, 20]).setting("trainable", [Trainable.ALL]).axes == [
+        "width", "depth", "trainable"
+    ]  # fmt: skip
+
+
+def test_a_study_without_nuisance_axes_answers_with_all_its_trials(tmp_path):
+    bare = preset(
+        fixed=FIXED | {"validation": 0}, scientific=grid(lr=[0.1, 0.3], trainable=[Trainable.BN]), nuisance=[{}]
+    )
+    planned = plan(bare, original)
+    assert {(e.cell, e.nuisance) for e in planned} == {("lr=0.1 trainable=bn", ""), ("lr=0.3 trainable=bn", "")}
+    store = Store(tmp_path)
+    for each in planned:
+        writer = store.writer(each.trial, {"curve": "1 epochs"}, {})
+        writer.write("curve", [Curve(10, 0.1, "test", 100, 1.0, each.trial.lr, 1.0)])
+        writer.finish(Outcome.FINISHED if each.trial.lr == 0.1 else Outcome.DIVERGED, 10, {})
+    session = query.open(tmp_path, TABLES)
+    relate(session, planned)
+    rows = session.sql("select lr, seed, accuracy from chosen join trials using (trial) order by all").rows
+    assert rows == [(0.1, 0, 0.1), (0.1, 1, 0.1), (0.3, 0, None), (0.3, 1, None)]
+
+
 def test_a_fixed_field_is_replaced_by_one_value_and_becomes_an_axis_with_several():
     assert {e.trial.batch for e in plan(preset().setting("batch", [32]), original)} == {32}
     several = preset().setting("momentum", [0.0, 0.9])

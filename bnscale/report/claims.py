@@ -290,7 +290,8 @@ def queries(text: str) -> Queries:
     return Queries({name: Query(query.comment, _alone(name, found)) for name, query in found.items()})
 
 
-_FROM = re.compile(r"\b(?:from|join)\s+([a-z_][a-z0-9_]*)\b")
+_TABLE = r"[a-z_][a-z0-9_]*(?:\s+as\s+[a-z_][a-z0-9_]*)?"
+_FROM = re.compile(rf"\b(?:from|join)\s+({_TABLE}(?:\s*,\s*{_TABLE})*)")
 _WITH = re.compile(r"with\s+(?!recursive\b)", re.IGNORECASE)
 
 
@@ -301,7 +302,8 @@ def _alone(name: str, found: Mapping[str, Query]) -> str:
     def gather(each: str, above: tuple[str, ...]) -> None:
         if each in above:
             raise Refusal(f"query {each}: needs itself by way of {', '.join(above)}; one of them must do without")
-        for other in dict.fromkeys(_FROM.findall(found[each].sql)):
+        tables = [table.split()[0] for named in _FROM.findall(found[each].sql) for table in named.split(",")]
+        for other in dict.fromkeys(tables):
             if other in found and other not in needed and f"{other} as (" not in found[each].sql:
                 gather(other, (*above, each))
                 comment = [f"-- {line}" for line in found[other].comment.splitlines()]

@@ -40,12 +40,24 @@ def check_axis(name: str, values: Sequence[Any]) -> None:
 
 
 @dataclass(frozen=True)
+class Same:
+    """A value of a preset's `fixed` that another field gives: `"norm_batch": Same("batch")`, whatever the batch."""
+
+    field: str
+
+    def of(self, values: dict[str, Any]) -> Any:
+        if self.field not in values:
+            raise Refusal(f"Same({self.field!r}): the trials are given no {self.field}{near(self.field, list(values))}")
+        return values[self.field]
+
+
+@dataclass(frozen=True)
 class Preset:
     """One size of a study. `scientific` axes are the question, `nuisance` axes are tuned away on held-out images."""
 
     fixed: dict[str, Any]  # what the conclusion holds for
     scientific: list[dict[str, Any]]
-    nuisance: list[dict[str, Any]]
+    nuisance: list[dict[str, Any]]  # [{}] where nothing is tuned away
     seeds: Sequence[int]
     note: str = ""  # what a reader of its report must know first, such as that the data is not the paper's
 
@@ -81,7 +93,12 @@ def _set_axis(cells: list[dict[str, Any]], axis: str, values: list[Any]) -> list
     for cell in cells:
         rests.setdefault(cell[axis], []).append({k: v for k, v in cell.items() if k != axis})
     shared = [rest for rest in next(iter(rests.values())) if all(rest in other for other in rests.values())]
-    return [{axis: value} | rest for value in values for rest in rests.get(value, shared)]
+    order = dict.fromkeys(name for cell in cells for name in cell)  # of the columns of a plan: as it was
+    return [
+        {name: (rest | {axis: value})[name] for name in order if name == axis or name in rest}
+        for value in values
+        for rest in rests.get(value, shared)
+    ]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bnscale.study.declare import MOST, Preset, check_axis
+from bnscale.study.declare import MOST, Preset, Same, check_axis
 from bnscale.trial import Data, Pixels, Refusal, Trainable, Trial, near, parse
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def plan(preset: Preset, pixels: Callable[[Data], Pixels]) -> list[Planned]:
         values = preset.fixed | cell | nuisance | {"seed": seed}
         if values.get("trainable") is Trainable.NONE:
             values |= preset.nuisance[0]
+        values = {name: value.of(values) if isinstance(value, Same) else value for name, value in values.items()}
         data = values.get("data")
         trial = Trial(**({"pixels": known(data) if isinstance(data, Data) else Pixels.ORIGINAL} | values))
         if len(preset.nuisance) > 1 and not trial.validation:

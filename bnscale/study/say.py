@@ -35,14 +35,14 @@ def say_plan(asked: Asked, workers: int, threads: int, console: Console) -> None
     for members in cells.values():
         cost = budget.total(forecasts[each.trial.id] for each in members)
         values = [str(getattr(members[0].trial, name)) for name in asked.axes]
-        hours = f"{cost.seconds * workers / 3600:,.2f}"
+        hours = _hours(cost.seconds * workers)
         table.add_row(*values, str(len(members)), hours, in_bytes(max(cost.memory, cost.on_gpu)), in_bytes(cost.disk))
     console.print(table)
     cost = budget.total(forecasts.values())
     merged = f" ({asked.merged} more would be the same training again)" if asked.merged else ""
     console.print(
         f"\n{asked.study.name}, preset {asked.preset}: {len(asked.planned):,} trials{merged}, {done:,} done. "
-        f"{cost.seconds * workers / 3600:,.1f} hours of one worker on {_device(gpu)}, timed just now with {threads} "
+        f"{_hours(cost.seconds * workers)} hours of one worker on {_device(gpu)}, timed just now with {threads} "
         f"thread{'s' if threads > 1 else ''}; at most {in_bytes(cost.memory)} of memory a worker"
         + (f" and {in_bytes(cost.on_gpu)} on its GPU" if gpu else "")
         + f"; at most {in_bytes(cost.disk)} of disk when all have finished. Data: {_data(asked)}.",
@@ -125,6 +125,12 @@ def _device(gpu: bool) -> str:
 
 def _data(asked: Asked) -> str:
     return ", ".join(dict.fromkeys(each.trial.data_title for each in asked.planned))
+
+
+def _hours(seconds: float) -> str:
+    """With two digits at least: a cell of seconds is no cell of nothing."""
+    hours = seconds / 3600
+    return f"{hours:,.1f}" if hours >= 10 else f"{hours:.2g}" if hours < 1 else f"{hours:.1f}"
 
 
 def duration(seconds: float) -> str:

@@ -1,0 +1,349 @@
+"""The studies as they are declared: every claim and figure has its query, every query answers, and the ones that
+compute more than a mean give what a hand computes."""
+
+import importlib
+import math
+import sys
+from pathlib import Path
+
+import pytest
+from examples import FIELDS
+
+from bnscale import query, report
+from bnscale.engine import Gang
+from bnscale.probes import END, TABLES, Curve, clamp, curve, gamma, gamma_histogram, sparsity
+from bnscale.report import Verdict, figures
+from bnscale.store import Store
+from bnscale.study import Preset, Same, grid
+from bnscale.study.asked import Asked
+from bnscale.study.plan import Planned, plan, relate
+from bnscale.train import Job, run
+from bnscale.trial import Norm, Outcome, Pixels, Placement, Refusal, Trainable, Trial
+
+FOLDER = Path(__file__).parents[1] / "studies"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "recipes")
+
+
+def study_of(name):
+    if str(FOLDER) not in sys.path:
+        sys.path.insert(0, str(FOLDER))
+    return importlib.import_module(name).study
+
+
+def queries_of(name):
+    return report.queries((FOLDER / f"{name}.sql").read_text())
+
+
+def original(data):
+    return Pixels.ORIGINAL
+
+
+# --- every study ----------------------------------------------------------------------------------
+
+TINY = FIELDS | {"trainable": Trainable.ALL, "steps": 3, "groups": 8, "norm_batch": Same("batch")}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A store of real trials of 8 layers and three steps, some of which diverge, and their plan."""
+    folder = tmp_path_factory.mktemp("tiny")
+    preset = Preset(
+        fixed=TINY,
+        scientific=grid(norm=[Norm.BATCH, Norm.NONE, Norm.GROUP], batch=[16], lr=[0.01, 0.1, 1e6])
+        + grid(norm=[Norm.BATCH], placement=[Placement.LAST], batch=[16], lr=[0.1])
+        + grid(norm=[Norm.BATCH, Norm.NONE], batch=[32], lr=[0.1]),
+        nuisance=[{}],
+        seeds=range(2),
+    )
+    planned = plan(preset, original)
+    probes = {curve: END, gamma: END, gamma_histogram: END, clamp: END, sparsity: END}
+    for each in planned:
+        job = Job(each.trial, probes, str(folder), str(folder), None, 0, 60.0)
+        for _ in run(job, Gang(), 1, lambda: False):
+            pass
+    return folder, planned
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_claim_and_every_figure_of_a_study_has_its_query_and_every_query_has_a_comment(name):
+    study, queries = study_of(name), queries_of(name)
+    asked = [each.query for each in (*study.claims, *study.figures)]
+    assert set(asked) <= set(queries)
+    assert all(each.comment for each in queries.values())
+    assert study.name == name
+    rows = [(each.query, *sorted(each.row.items())) for each in study.claims]
+    assert len(set(rows)) == len(rows)  # no two claims read one row
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_query_of_a_study_answers_on_whatever_was_trained(name, tiny):
+    folder, planned = tiny
+    session = query.open(folder, TABLES)
+    relate(session, planned)
+    assert session.sql("select distinct outcome from trials order by all").rows == [("diverged",), ("finished",)]
+    study, queries = study_of(name), queries_of(name)
+    for each in queries.values():
+        session.sql(each.sql)
+    for claim in study.claims:
+        report.judge(claim, session, queries)
+    for figure in study.figures:
+        figures.render(figure, session.sql(queries[figure.query].sql), "python study.py")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_query_of_a_study_answers_before_anything_was_trained(name, tmp_path):
+    Store(tmp_path)
+    session = query.open(tmp_path, TABLES)
+    study, queries = study_of(name), queries_of(name)
+    relate(session, plan(study.laptop, original)[:3])
+    for each in queries.values():
+        session.sql(each.sql)
+    for claim in study.claims:
+        assert report.judge(claim, session, queries).verdict is Verdict.NOT_ENOUGH_DATA
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_presets_of_a_study_hold_out_images_or_tune_nothing(name):
+    study = study_of(name)
+    for preset in (study.paper, study.laptop):
+        assert plan(preset, original)
+
+
+# --- bjorck_learning_rate: its grid ---------------------------------------------------------------
+
+
+def test_the_learning_rate_study_is_declared_at_the_papers_size():
+    planned = plan(study_of("bjorck_learning_rate").paper, original)
+    trials = [each.trial for each in planned]
+    assert {(str(t.data), t.depth, t.epochs, t.momentum, t.weight_decay, t.validation) for t in trials} == {
+        ("cifar10", 110, 165, 0.9, 5e-4, 5000)
+    }
+    assert {str(t.norm) for t in trials} == {"batch", "none", "layer", "group", "instance", "renorm"}
+    ladders = {}
+    for t in trials:
+        if t.batch == 128:
+            ladders.setdefault((t.norm, t.placement), set()).add(t.lr)
+    assert len(ladders) == 7
+    assert all({0.1, 0.03, 0.003, 0.0001} < rates for rates in ladders.values())
+    assert len(set(map(frozenset, ladders.values()))) == 1  # every norm over the same rates
+    assert {t.norm_batch == t.batch for t in trials} == {True}
+    assert {each.nuisance for each in planned} == {""}
+    assert len(planned) == 620
+
+
+def asked(tmp_path, *sets):
+    study = study_of("bjorck_learning_rate")
+    return Asked.of(study, FOLDER / "bjorck_learning_rate.py", "laptop", list(sets), tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("sets", "count"),
+    [
+        (["lr=0.1"], (7 + 2) * 3),  # 7 norms at batch 48, batch norm at two other sizes
+        (["lr=0.05"], 7 * 3),  # a new rate: at the size at which all rates are tried
+        (["norm=none"], (6 + 4) * 3),
+        (["norm=l1"], 6 * 3),
+        (["placement=first"], 6 * 3),
+        (["norm=group", "groups=4,8"], 2 * 6 * 3),
+        (["depth=26"], 150),
+        (["batch=12"], 4 * 3),
+        (["batch=24"], 4 * 3),
+        (["norm=batch", "placement=every", "lr=0.1", "batch=32", "norm_batch=16", "seed=0"], 1),
+    ],
+)
+def test_any_axis_of_the_learning_rate_study_can_be_set(sets, count, tmp_path):
+    planned = asked(tmp_path, *sets).planned
+    assert len(planned) == count
+    if not any(each.startswith("norm_batch") for each in sets):
+        assert all(each.trial.norm_batch == each.trial.batch for each in planned)
+
+
+# --- bjorck_learning_rate: its numbers ------------------------------------------------------------
+
+NAN = float("nan")
+CHANCE, FELL, ROSE = 0.1, (2.3, 0.5), (2.3, 7.0)
+DONE, DIVERGED = Outcome.FINISHED, Outcome.DIVERGED
+
+
+def done(held_out, test, train=0.9, losses=FELL):
+    return DONE, held_out, test, train, losses
+
+
+LOST = (DIVERGED, NAN, NAN, NAN, (2.3, NAN))
+
+# By kind and rate: what three seeds reached.
+RESULTS = {
+    ("none", 0.01): [done(0.7, 0.60), done(0.7, 0.62), done(0.7, 0.64)],
+    ("none", 0.1): [done(0.1, 0.1, CHANCE), done(0.1, 0.1, CHANCE), LOST],
+    ("none", 1.0): [LOST, LOST, LOST],
+    ("batch", 0.01): [done(0.65, 0.61), done(0.65, 0.63), done(0.65, 0.65)],
+    ("batch", 0.1): [done(0.9, 0.80), done(0.9, 0.82), done(0.9, 0.84)],
+    ("batch", 1.0): [done(0.5, 0.99), done(0.5, 0.99, 0.9, ROSE), LOST],  # test images choose nothing
+    ("last", 0.01): [done(0.6, 0.60), done(0.6, 0.60), done(0.6, 0.60)],
+    ("last", 0.1): [done(0.8, 0.74), done(0.8, 0.76), done(0.8, 0.78)],
+    ("last", 1.0): [None, LOST, LOST],  # one trial is missing
+}
+
+
+def session_with(folder, results, validation=100):
+    store, planned = Store(folder), []
+    for (kind, lr, *batch), outcomes in results.items():
+        norm = Norm.BATCH if kind == "last" else Norm(kind)
+        place = Placement.LAST if kind == "last" else Placement.EVERY
+        size = batch[0] if batch else 16
+        for seed, result in enumerate(outcomes):
+            changes = {
+                "norm": norm, "placement": place, "lr": lr, "seed": seed, "trainable": Trainable.ALL,
+                "validation": validation, "batch": size, "norm_batch": size, "groups": 8,
+            }  # fmt: skip
+            trial = Trial(**(FIELDS | changes))
+            planned.append(Planned(trial, f"{kind} {lr} {size}", ""))
+            if result is None:
+                continue
+            outcome, held_out, test, train, losses = result
+            writer = store.writer(trial, {"curve": "1 epochs"}, {})
+            for step, loss, share in [(0, losses[0], 0.0), (10, losses[1], 1.0)]:
+                readings = [("train", train), ("test", test)] + [("validation", held_out)] * (validation > 0)
+                for split, accuracy in readings:
+                    at = accuracy if share else CHANCE
+                    writer.write("curve", [Curve(step, share, split, 100, loss, at, at)])
+            writer.finish(outcome, 10, {})
+    session = query.open(folder, TABLES)
+    relate(session, planned)
+    return session
+
+
+def answer(session, name, *by):
+    """Rows of a query by the columns that tell them apart."""
+    rows = session.sql(queries_of("bjorck_learning_rate")[name].sql).dicts()
+    return {tuple(row[each] for each in by) if len(by) > 1 else row[by[0]]: row for row in rows} if by else rows
+
+
+def test_a_trial_trains_if_it_finished_below_its_first_loss_and_well_above_chance(tmp_path):
+    session = session_with(tmp_path, RESULTS)
+    trained = {key: row["trains"] for key, row in answer(session, "trained", "kind", "lr", "seed").items()}
+    assert {key for key, trains in trained.items() if trains} == (
+        {(kind, 0.01, s) for kind in ("none", "batch", "batch at last") for s in range(3)}
+        | {(kind, 0.1, s) for kind in ("batch", "batch at last") for s in range(3)}
+        | {("batch", 1.0, 0)}
+    )
+    assert len(trained) == 9 * 3 - 1
+
+
+def test_the_largest_rate_is_a_mean_over_seeds_that_have_a_result_at_every_rate(tmp_path):
+    session = session_with(tmp_path, RESULTS)
+    largest = answer(session, "largest_rate", "kind")
+    assert {kind: (row["n"], pytest.approx(row["largest"])) for kind, row in largest.items()} == {
+        "none": (3, -2.0),
+        "batch": (3, -2 / 3),  # 1, 0.1 and 0.1
+        "batch at last": (2, -1.0),
+    }
+    gains = answer(session, "rate_gain", "kind")
+    assert set(gains) == {"batch", "batch at last"}
+    assert (gains["batch"]["measured"], gains["batch"]["n"]) == (pytest.approx(4 / 3), 3)
+    half = 4.302653 * math.sqrt(1 / 3) / math.sqrt(3)  # Student's t for 3, of 2, 1 and 1 decades
+    assert gains["batch"]["low"] == pytest.approx(4 / 3 - half, rel=1e-5)
+    assert (gains["batch at last"]["measured"], gains["batch at last"]["n"]) == (pytest.approx(1.0), 2)
+
+
+def test_the_share_of_the_gain_is_at_rates_chosen_on_held_out_images(tmp_path):
+    session = session_with(tmp_path, RESULTS)
+    assert {kind: row["lr"] for kind, row in answer(session, "best", "kind").items()} == {
+        "none": 0.01, "batch": 0.1, "batch at last": 0.1
+    }  # fmt: skip
+    (gain,) = answer(session, "gain_at_the_best_rate")
+    assert (gain["measured"], gain["n"]) == (pytest.approx(0.82 - 0.62), 3)
+    shares = answer(session, "share_of_the_gain", "kind")
+    assert set(shares) == {"batch at last", "batch at the rate of none"}
+    last, same = shares["batch at last"], shares["batch at the rate of none"]
+    assert (last["measured"], last["n"]) == (pytest.approx(0.14 / 0.2), 3)
+    assert same["measured"] == pytest.approx(0.01 / 0.2)
+    squared_error = 0.02**2 / 3  # of each mean; the derivatives of the ratio are 1, -0.7 and -0.3 over the gain
+    error = math.sqrt((1 + 0.7**2 + 0.3**2) * squared_error) / 0.2
+    assert last["high"] - last["measured"] == pytest.approx(4.302653 * error, rel=1e-5)
+
+
+def test_a_gain_within_its_own_error_has_no_shares(tmp_path):
+    close = RESULTS | {("batch", 0.1): [done(0.9, 0.62), done(0.9, 0.63), done(0.9, 0.64)]}
+    session = session_with(tmp_path, close)
+    assert answer(session, "share_of_the_gain") == []
+    (gain,) = answer(session, "gain_at_the_best_rate")
+    assert gain["measured"] == pytest.approx(0.01)
+
+
+def test_without_held_out_images_no_rate_is_the_best(tmp_path):
+    session = session_with(tmp_path, RESULTS, validation=0)
+    assert answer(session, "best") == []
+    assert answer(session, "gain_at_the_best_rate") == answer(session, "share_of_the_gain") == []
+    assert answer(session, "largest_rate", "kind")["none"]["largest"] == pytest.approx(-2.0)
+
+
+def test_diverged_trials_are_shares_and_never_accuracies(tmp_path):
+    session = session_with(tmp_path, RESULTS)
+    rows = answer(session, "accuracy_over_rate", "kind", "lr")
+    assert {name: rows["none", 1.0][name] for name in ("n", "accuracy", "diverged", "untrained")} == {
+        "n": 0, "accuracy": None, "diverged": 1.0, "untrained": 1.0
+    }  # fmt: skip
+    mixed = rows["batch", 1.0]
+    assert (mixed["n"], mixed["accuracy"]) == (2, pytest.approx(0.99))
+    assert (mixed["diverged"], mixed["untrained"]) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
+
+
+def test_norms_that_train_at_as_large_a_rate_are_compared_where_they_are_best(tmp_path):
+    others = {
+        (kind, lr): [done(held_out, test + spread) for spread in (-0.01, 0, 0.01)] if held_out else [LOST] * 3
+        for kind, lr, held_out, test in [
+            ("group", 0.01, 0.8, 0.70), ("group", 0.1, 0.9, 0.79), ("group", 1.0, 0.7, 0.9),
+            ("layer", 0.01, 0.8, 0.30), ("layer", 0.1, 0, 0), ("layer", 1.0, 0, 0),
+        ]
+    }  # fmt: skip
+    (row,) = answer(session_with(tmp_path, RESULTS | others), "shortfall")
+    assert (row["measured"], row["n"]) == (pytest.approx(0.79 - 0.82), 3)  # layer norm does not train at 0.1
+
+
+def test_small_batches_count_at_rates_up_to_the_best_without_norms(tmp_path):
+    small = {
+        ("none", 0.01, 8): [done(0.75, 0.79), done(0.75, 0.80), done(0.75, 0.81)],
+        ("none", 0.1, 8): [done(0.99, 0.95)] * 3,
+        ("none", 0.01, 32): [done(0.99, 0.95)] * 3,
+        ("batch", 0.1, 8): [done(0.8, 0.7)] * 3,
+    }
+    session = session_with(tmp_path, RESULTS | small)
+    (row,) = answer(session, "small_steps")
+    assert (row["measured"], row["n"]) == (pytest.approx(0.80 - 0.82), 3)
+    assert answer(session, "best", "kind")["batch"]["test"] == pytest.approx(0.82)  # of the compared batch size
+
+
+def test_batch_sizes_are_compared_at_rates_that_all_of_them_were_tried_at(tmp_path):
+    other = {
+        ("batch", 0.1, 8): [done(0.8, 0.7)] * 3,
+        ("batch", 0.01, 8): [done(0.85, 0.6)] * 3,
+        ("none", 0.01, 8): [LOST] * 3,
+    }
+    rows = answer(session_with(tmp_path, RESULTS | other), "accuracy_over_batch", "kind", "batch")
+    picked = {key: (row["lr"], row["n"], row["diverged"]) for key, row in rows.items()}
+    assert picked == {
+        ("batch", 8): (0.01, 3, 0.0), ("batch", 16): (0.1, 3, 0.0),
+        ("none", 8): (0.01, 0, 1.0), ("none", 16): (0.01, 3, 0.0),
+    }  # fmt: skip
+
+
+def test_digits_say_nothing_about_the_papers_numbers(tmp_path):
+    session = session_with(tmp_path, RESULTS)
+    study, queries = study_of("bjorck_learning_rate"), queries_of("bjorck_learning_rate")
+    judged = [report.judge(claim, session, queries) for claim in study.claims if "CIFAR-10" in claim.sentence]
+    assert len(judged) == 15
+    assert {each.verdict for each in judged} == {Verdict.NOT_ENOUGH_DATA}
+
+
+def test_a_value_that_is_the_same_as_another_fields_follows_it_and_a_slip_of_the_pen_is_refused():
+    fixed = TINY | {"pixels": Pixels.ORIGINAL}
+    preset = Preset(fixed=fixed, scientific=grid(batch=[8, 16]), nuisance=[{}], seeds=[0])
+    assert [(e.trial.batch, e.trial.norm_batch, e.nuisance) for e in plan(preset, original)] == [
+        (8, 8, ""),
+        (16, 16, ""),
+    ]
+    assert [e.trial.norm_batch for e in plan(preset.setting("norm_batch", [4]), original)] == [4, 4]
+    wrong = Preset(fixed=fixed | {"norm_batch": Same("bacth")}, scientific=[{}], nuisance=[{}], seeds=[0])
+    with pytest.raises(Refusal, match=r"are given no bacth; did you mean batch\?"):
+        plan(wrong, original)
