@@ -28,7 +28,8 @@ left join final using (trial)
 where outcome in ('finished', 'diverged')
 
 -- name: largest_rate
--- One row per norm, initialisation and depth: decimal logarithm of the largest rate that trains, over seeds.
+-- One row per norm, initialisation and depth: decimal logarithm of the largest rate that trains: mean and range
+-- over seeds.
 with
 -- one row per search that is settled
 found as (
@@ -36,32 +37,18 @@ found as (
     from bracket
     join trials using (trial)
     where settled and network = 'resnet' and placement in ('every', 'none')
-),
-
--- one row per norm, initialisation and depth
-over_seeds as (
-    select
-        norm,
-        weight_init,
-        depth,
-        count(*) as n,
-        count(*) filter (where below) as n_below,
-        avg(rate) as rate,
-        stddev_samp(rate) / sqrt(count(*)) as error
-    from found
-    group by norm, weight_init, depth
 )
 
 select
     norm || ', ' || weight_init as network,
     depth,
-    n,
-    n_below,
-    rate,
-    rate - t95 * error as low,
-    rate + t95 * error as high
-from over_seeds
-left join student using (n)
+    count(*) as n,
+    count(*) filter (where below) as n_below,
+    avg(rate) as rate,
+    min(rate) as low,
+    max(rate) as high
+from found
+group by norm, weight_init, depth
 order by norm desc, weight_init, depth
 
 -- name: accuracy_at_rates_tried
@@ -87,7 +74,7 @@ final as (
 
 select
     network,
-    lr,
+    log10(lr) as rate,
     count(*) as n,
     avg(accuracy) as accuracy,
     count(*) filter (where outcome = 'diverged') / count(*) as diverged
@@ -100,12 +87,12 @@ order by network, lr
 -- One row: decades by which the largest rate without norms falls from the shallowest depth to the deepest, for the
 -- initialisation with which it falls least; interval over seeds.
 with
--- one row per search without norms that is settled
+-- one row per search without norms, once all are settled
 found as (
     select weight_init, depth, seed, log10(coalesce(bracket.trains, fails)) as rate
     from bracket
     join trials using (trial)
-    where settled and network = 'resnet' and norm = 'none'
+    where (select bool_and(settled) from bracket) and network = 'resnet' and norm = 'none'
 ),
 
 -- one row per initialisation and seed
@@ -134,12 +121,12 @@ limit 1
 -- One row: decades by which the largest rate with batch normalization is above that without norms, at the depth and
 -- for the initialisation where it is least; interval over seeds.
 with
--- one row per search that is settled
+-- one row per search, once all are settled
 found as (
     select norm, weight_init, depth, seed, log10(coalesce(bracket.trains, fails)) as rate
     from bracket
     join trials using (trial)
-    where settled and network = 'resnet' and placement in ('every', 'none')
+    where (select bool_and(settled) from bracket) and network = 'resnet' and placement in ('every', 'none')
 ),
 
 -- one row per initialisation, depth and seed
@@ -167,12 +154,12 @@ limit 1
 -- One row: from the shallowest depth to the deepest, by how many decades more the largest rate falls without norms than
 -- with batch normalization, as a mean over initialisations; interval over seeds.
 with
--- one row per search that is settled
+-- one row per search, once all are settled
 found as (
     select norm, weight_init, depth, seed, log10(coalesce(bracket.trains, fails)) as rate
     from bracket
     join trials using (trial)
-    where settled and network = 'resnet' and placement in ('every', 'none')
+    where (select bool_and(settled) from bracket) and network = 'resnet' and placement in ('every', 'none')
 ),
 
 -- one row per norm, initialisation and seed
@@ -207,12 +194,12 @@ left join student using (n)
 -- One row: at the deepest network, by how many decades the largest rates of the initialisations lie further apart
 -- without norms than with batch normalization; interval over seeds.
 with
--- one row per search that is settled
+-- one row per search, once all are settled
 found as (
     select norm, weight_init, depth, seed, log10(coalesce(bracket.trains, fails)) as rate
     from bracket
     join trials using (trial)
-    where settled and network = 'resnet' and placement in ('every', 'none')
+    where (select bool_and(settled) from bracket) and network = 'resnet' and placement in ('every', 'none')
 ),
 
 -- one row per norm and seed at the deepest network, where there are several initialisations

@@ -125,7 +125,7 @@ def test_the_time_of_a_round_is_told_beside_the_most_that_all_rounds_take(passin
     watch.progressed("a", At(0), began=0)
     passing.now += 10
     watch.progressed("a", At(50), began=0)  # twice as slow as foreseen
-    assert watch.counts().endswith("1 waiting; 30 s left in this round, at most 2 min in all")
+    assert watch.counts().endswith("1 waiting; 30 s left, at most 2 min for all rounds")
 
 
 def test_a_failure_is_told_on_a_terminal_too() -> None:

@@ -161,7 +161,7 @@ class Watch:
         if not self.later:
             return f"{said}; {clock(self.left)} left"
         most = self.left + self.slowness * self.later
-        return f"{said}; {clock(self.left)} left in this round, at most {clock(most)} in all"
+        return f"{said}; {clock(self.left)} left, at most {clock(most)} for all rounds"
 
     def _view(self) -> Group:
         ended = sum(self.outcomes.values())
