@@ -119,6 +119,15 @@ def test_a_terminal_shows_each_running_trial_and_survives_a_thousand() -> None:
     assert shown.rstrip().endswith("\x1b[?25h")  # the cursor is back
 
 
+def test_the_time_of_a_round_is_told_beside_the_most_that_all_rounds_take(passing: Clock) -> None:
+    watch = Watch({"a": 10.0, "b": 10.0}, Console(file=io.StringIO()), later=60.0)
+    watch.started("a")
+    watch.progressed("a", At(0), began=0)
+    passing.now += 10
+    watch.progressed("a", At(50), began=0)  # twice as slow as foreseen
+    assert watch.counts().endswith("1 waiting; 30 s left, at most 2 min for all rounds")
+
+
 def test_a_failure_is_told_on_a_terminal_too() -> None:
     text = io.StringIO()
     with Watch({"a": 1.0}, Console(file=text, width=120, force_terminal=True)) as watch:

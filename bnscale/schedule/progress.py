@@ -44,12 +44,14 @@ class Running:
 class Watch:
     """Told by the schedule what happens; shows it. Use as a context manager around the run.
 
-    `seconds` maps each trial's id to its forecast on one gang.
+    `seconds` maps each trial's id to its forecast on one gang. `later` is the forecast of the most that follows these
+    trials, on all gangs together.
     """
 
-    def __init__(self, seconds: Mapping[str, float], console: Console | None = None) -> None:
+    def __init__(self, seconds: Mapping[str, float], console: Console | None = None, later: float = 0.0) -> None:
         self.seconds = dict(seconds)
         self.console = console or Console(highlight=False)
+        self.later = later
         self.running: dict[str, Running] = {}
         self.waiting = set(self.seconds)
         self.outcomes: Counter[Outcome | None] = Counter()
@@ -154,7 +156,12 @@ class Watch:
         }
         always = {"done", "running", "failed", "diverged", "waiting"}
         said = ", ".join(f"{n} {what}" for what, n in numbers.items() if n or what in always)
-        return f"{said}; {clock(self.left)} left" if self.running or self.waiting else said
+        if not self.running and not self.waiting:
+            return said
+        if not self.later:
+            return f"{said}; {clock(self.left)} left"
+        most = self.left + self.slowness * self.later
+        return f"{said}; {clock(self.left)} left, at most {clock(most)} for all rounds"
 
     def _view(self) -> Group:
         ended = sum(self.outcomes.values())

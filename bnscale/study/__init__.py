@@ -6,5 +6,6 @@ A study file declares a `Study` and calls its `main()`, which gives the file its
 
 from bnscale.study import mistake  # first: what follows may already be wrong
 from bnscale.study.declare import Preset, Same, Study, grid
+from bnscale.study.search import Bisection
 
-__all__ = ["Preset", "Same", "Study", "grid", "mistake"]
+__all__ = ["Bisection", "Preset", "Same", "Study", "grid", "mistake"]

@@ -3,12 +3,13 @@
 import itertools
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 
-from bnscale import data, query
+from bnscale import data, query, report
 from bnscale.networks.workers import check
 from bnscale.probes import TABLES
 from bnscale.probes import check as check_probe
@@ -16,7 +17,8 @@ from bnscale.schedule import budget
 from bnscale.schedule.budget import Forecast
 from bnscale.store import Store
 from bnscale.study.declare import Study
-from bnscale.study.plan import Planned, plan, relate, settings
+from bnscale.study.plan import Planned, Search, plan, relate, relate_searches, searches, settings, verdicts
+from bnscale.study.search import Bisection
 from bnscale.train import readings
 from bnscale.trial import Refusal, Trial
 
@@ -28,7 +30,9 @@ class Asked:
     study: Study
     preset: str
     note: str
-    planned: list[Planned]
+    search: Bisection | None
+    grid: list[Planned]  # every trial, of a search those at all its values
+    searches: list[Search]  # as far as the store had them when it was read
     merged: int  # cells that turned out to be a trial of another cell
     axes: list[str]
     sets: list[str]  # what --set said
@@ -46,18 +50,21 @@ class Asked:
         for axis, values in settings(sets or []).items():
             grid = grid.setting(axis, values)
         folder = (folder or data.default_folder()).expanduser().resolve()
-        planned = plan(grid, lambda each: data.pixels(each, folder))
-        for each, probe in itertools.product(planned, study.probes):
+        every = plan(grid, lambda each: data.pixels(each, folder))
+        for each, probe in itertools.product(every, study.probes):
             check_probe(probe, each.trial)
         words = ["--preset", preset, *(word for each in sets or [] for word in ("--set", each)), "--store", str(store)]
-        if any(each.trial.data.has_files for each in planned):
+        if any(each.trial.data.has_files for each in every):
             words += ["--data", str(folder)]
-        return cls(
+        count = len(grid.scientific) * len(grid.nuisance) * len(grid.seeds) * len(grid.searched)
+        asked = cls(
             study=study,
             preset=preset,
             note=grid.note,
-            planned=planned,
-            merged=len(grid.scientific) * len(grid.nuisance) * len(grid.seeds) - len(planned),
+            search=grid.search,
+            grid=every,
+            searches=[],
+            merged=count - len(every),
             axes=grid.axes,
             sets=list(sets or []),
             store=store.resolve(),
@@ -65,6 +72,30 @@ class Asked:
             file=file,
             words=["python", str(here(file)), "run", *words],
         )
+        return asked.again()
+
+    def again(self) -> "Asked":
+        """The same, with its searches as far as the store has them now."""
+        if self.search is None:
+            return self
+        return replace(self, searches=self._searches(self.search, self._open() if is_store(self.store) else None))
+
+    @property
+    def planned(self) -> list[Planned]:
+        """The trials that answer; of a search, what has been tried and what comes next."""
+        return self.grid if self.search is None else [each for search in self.searches for each in search.planned]
+
+    @property
+    def later(self) -> list[tuple[Planned, int]]:
+        """Of each search that is open: its next trial, and how many like it may yet follow that one."""
+        return [(each, search.bracket.rounds - 1) for search in self.searches for each in search.next]
+
+    @property
+    def round(self) -> str:
+        """`round 3 of at most 5`: the same round whoever trained those before it."""
+        assert self.search is not None
+        left = max((search.bracket.rounds for search in self.searches), default=0)
+        return f"round {self.search.rounds - left + 1} of at most {self.search.rounds}"
 
     @property
     def folder(self) -> Path:
@@ -72,15 +103,27 @@ class Asked:
         return self.store / "reports" / f"{self.study.name}-{self.preset}"
 
     def session(self) -> query.Session:
-        """SQL over the store, with the study's tables `plan` and `chosen`."""
-        session = query.open(self.store, TABLES)
+        """SQL over the store, with the study's tables `plan` and `chosen`; with a search `tried` and `bracket` too.
+
+        Where --set names the values of a search, the trials at these have its tables.
+        """
+        session = self._open()
         relate(session, self.planned)
+        declared = self.study.preset(self.preset).search
+        if declared:
+            relate_searches(session, self._searches(declared, session))
         return session
 
+    def _open(self) -> query.Session:
+        return query.open(self.store, TABLES)
+
+    def _searches(self, search: Bisection, session: query.Session | None) -> list[Search]:
+        sql = report.queries(self.file.with_suffix(".sql").read_text())[search.verdict].sql
+        return searches(self.grid, search.axis, verdicts(session, search.verdict, sql) if session else {})
+
     def forecasts(self, workers: int, threads: int, *, gpu: bool) -> dict[str, Forecast]:
-        """By trial id. Times a few steps on this machine."""
-        device = torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu")
-        pace = budget.Pace(device, threads)
+        """By trial id. Times a few steps on this machine, the first time."""
+        pace = _pace(torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu"), threads)
         return {
             each.trial.id: budget.forecast(each.trial, self.study.probes, pace, workers, gpu=gpu)
             for each in self.planned
@@ -115,6 +158,16 @@ class Asked:
             return manifest.covers(wanted) or (asha and bool(manifest.facts.get("stopped_early")))
 
         return [each.trial for each in self.planned if not done(each.trial)]
+
+
+@lru_cache
+def _pace(device: torch.device, threads: int) -> budget.Pace:
+    """What was timed once is not timed again."""
+    return budget.Pace(device, threads)
+
+
+def is_store(path: Path) -> bool:
+    return (path / "manifests").is_dir()
 
 
 def here(path: Path) -> Path:

@@ -112,7 +112,7 @@ def app(study: Study, file: Path) -> typer.Typer:
         store: StorePath = Path("results"),
         folder: DataPath = None,
     ) -> None:
-        """Ask the results. Tables: trials, cells, plan, chosen, and one a probe."""
+        """Ask the results. Tables: trials, cells, plan, chosen, one a probe, and of a search tried and bracket."""
         Store.existing(store)
         asked = Asked.of(study, file, preset or _this_machine_s(), sets, store, folder)
         if statement.isidentifier():

@@ -11,6 +11,7 @@ from typing import Any
 
 from bnscale.probes import Cadence, Probe
 from bnscale.report import Claim, Figure
+from bnscale.study.search import Bisection
 from bnscale.trial import Refusal, near
 
 MOST = 100_000  # trials of one study; a larger grid is a slip of the pen
@@ -53,21 +54,41 @@ class Same:
 
 @dataclass(frozen=True)
 class Preset:
-    """One size of a study. `scientific` axes are the question, `nuisance` axes are tuned away on held-out images."""
+    """One size of a study. `scientific` axes are the question, `nuisance` axes are tuned away on held-out images.
+
+    With a `search`, each cell and seed is trained at the values of one more axis, of which a bisection needs a few.
+    """
 
     fixed: dict[str, Any]  # what the conclusion holds for
     scientific: list[dict[str, Any]]
     nuisance: list[dict[str, Any]]  # [{}] where nothing is tuned away
     seeds: Sequence[int]
     note: str = ""  # what a reader of its report must know first, such as that the data is not the paper's
+    search: Bisection | None = None
+
+    def __post_init__(self) -> None:
+        if self.search is None:
+            return
+        axis = self.search.axis
+        if axis == "seed" or axis in {*self.fixed, *self.axes, *self.nuisances}:
+            raise Refusal(f"search {axis}: the preset sets {axis} too; take it out of its fields, axes and seeds")
+        if len(self.nuisance) > 1:
+            raise Refusal(
+                f"search {axis}: {', '.join(self.nuisances)} has {len(self.nuisance)} values to choose among, and a "
+                "search compares no accuracies; make it a scientific axis"
+            )
 
     def setting(self, axis: str, values: list[Any]) -> "Preset":
         """The preset with one axis narrowed, widened or fixed.
 
         On a scientific axis, values that the grid has keep their cells, a new one gets the cells that all
-        others have, and parts of the grid that do not vary the axis are left out.
+        others have, and parts of the grid that do not vary the axis are left out. Values of the axis of a search take
+        its place, as a scientific axis.
         """
         check_axis(axis, values)
+        if self.search and axis == self.search.axis:
+            plain = replace(self, search=None)
+            return replace(plain, scientific=[cell | {axis: value} for cell in self.scientific for value in values])
         if axis == "seed":
             return replace(self, seeds=values)
         if axis in self.axes:
@@ -86,6 +107,11 @@ class Preset:
     @property
     def nuisances(self) -> list[str]:
         return list(dict.fromkeys(name for cell in self.nuisance for name in cell))
+
+    @property
+    def searched(self) -> list[dict[str, Any]]:
+        """Every value of the axis of its search, as a grid; of a preset without one, a grid of nothing."""
+        return grid(**{self.search.axis: self.search.values}) if self.search else grid()
 
 
 def _set_axis(cells: list[dict[str, Any]], axis: str, values: list[Any]) -> list[dict[str, Any]]:

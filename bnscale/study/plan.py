@@ -1,14 +1,16 @@
-"""From a preset to trials, and from trials to the ones whose nuisance axes were chosen."""
+"""From a preset to trials, and from trials to those that answer: of chosen nuisance axes, and of searches."""
 
 import itertools
 import subprocess
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bnscale.study.declare import MOST, Preset, Same, check_axis
+from bnscale.study.search import Bracket
 from bnscale.trial import Data, Pixels, Refusal, Trainable, Trial, near, parse
 
 if TYPE_CHECKING:
@@ -28,18 +30,20 @@ def plan(preset: Preset, pixels: Callable[[Data], Pixels]) -> list[Planned]:
     """Every trial of a preset, each once. Raises `Refusal` for the first that cannot be run.
 
     `pixels` says of a data set whether its images on this machine went through JPEG. A trial that trains nothing
-    has no use for a nuisance axis: it is planned once, at the first value.
+    has no use for a nuisance axis or a search: it is planned once, at the first value. Of a search, these are the
+    trials at all its values.
     """
-    count = len(preset.scientific) * len(preset.nuisance) * len(preset.seeds)
+    searched = preset.searched
+    count = len(preset.scientific) * len(preset.nuisance) * len(preset.seeds) * len(searched)
     if count > MOST:
         raise Refusal(f"grid: has {count:,} trials; {MOST:,} at most; narrow it with --set")
     axes, nuisances = preset.axes, preset.nuisances
     planned: dict[str, Planned] = {}
     known = lru_cache(pixels)
-    for cell, nuisance, seed in itertools.product(preset.scientific, preset.nuisance, preset.seeds):
-        values = preset.fixed | cell | nuisance | {"seed": seed}
+    for cell, nuisance, seed, place in itertools.product(preset.scientific, preset.nuisance, preset.seeds, searched):
+        values = preset.fixed | cell | nuisance | {"seed": seed} | place
         if values.get("trainable") is Trainable.NONE:
-            values |= preset.nuisance[0]
+            values |= preset.nuisance[0] | searched[0]
         values = {name: value.of(values) if isinstance(value, Same) else value for name, value in values.items()}
         data = values.get("data")
         trial = Trial(**({"pixels": known(data) if isinstance(data, Data) else Pixels.ORIGINAL} | values))
@@ -55,6 +59,49 @@ def plan(preset: Preset, pixels: Callable[[Data], Pixels]) -> list[Planned]:
 
 def _said(trial: Trial, names: list[str]) -> str:
     return " ".join(f"{name}={getattr(trial, name)}" for name in names)
+
+
+@dataclass(frozen=True)
+class Search:
+    """One search for the largest value of an axis that trains: of one cell and seed."""
+
+    axis: str
+    ladder: list[Planned]  # at every value of the axis, rising
+    known: dict[int, bool]  # of those with a result, whether they train
+
+    @property
+    def bracket(self) -> Bracket:
+        return Bracket.of(self.known, len(self.ladder))
+
+    @property
+    def next(self) -> list[Planned]:
+        return [self.ladder[place] for place in self.bracket.open]
+
+    @property
+    def planned(self) -> list[Planned]:
+        """What has been tried, and what comes next."""
+        return [self.ladder[place] for place in sorted({*self.known, *self.bracket.open})]
+
+    @property
+    def ends(self) -> tuple[float | None, float | None]:
+        """The largest value known to train and the smallest above it known not to; None where there is none."""
+        values = [getattr(each.trial, self.axis) for each in self.ladder]
+        bracket = self.bracket
+        return (
+            values[bracket.trains] if bracket.trains >= 0 else None,
+            values[bracket.fails] if bracket.fails < len(values) else None,
+        )
+
+
+def searches(planned: Iterable[Planned], axis: str, verdicts: Mapping[str, bool]) -> list[Search]:
+    """Trials that differ in one axis alone belong to one search. `verdicts`: whether a trial trains, by its id."""
+    ladders: dict[Trial, list[Planned]] = defaultdict(list)
+    for each in sorted(planned, key=lambda each: getattr(each.trial, axis)):
+        ladders[each.trial.model_copy(update={axis: None})].append(each)
+    return [
+        Search(axis, ladder, {i: verdicts[each.trial.id] for i, each in enumerate(ladder) if each.trial.id in verdicts})
+        for ladder in ladders.values()
+    ]
 
 
 def settings(texts: Iterable[str]) -> dict[str, list[Any]]:
@@ -160,3 +207,47 @@ def relate(session: "Session", planned: list[Planned]) -> None:
     answer = session.sql(CHOSEN)
     chosen = {name: [row[i] for row in answer.rows] for i, name in enumerate(answer.columns)}
     session.relate("chosen", chosen, dict(zip(answer.columns, answer.types, strict=True)))
+
+
+def verdicts(session: "Session", query: str, sql: str) -> dict[str, bool]:
+    """Whether a trial trains, by its id, as a study's own query has it: one row per trial with a result.
+
+    Raises `Refusal` for a query that answers something else. A trial of which it says NULL has no verdict.
+    """
+    answer = session.sql(sql)
+    kinds = dict(zip(answer.columns, answer.types, strict=True))
+    if kinds.get("trial") != "VARCHAR" or kinds.get("trains") != "BOOLEAN":
+        said = ", ".join(f"{name} {kind.lower()}" for name, kind in kinds.items())
+        raise Refusal(f"query {query}: gives {said}; the query of a search selects trial and trains, a boolean")
+    found: dict[str, bool] = {}
+    for row in answer.dicts():
+        if found.setdefault(row["trial"], row["trains"]) is not row["trains"]:
+            raise Refusal(f"query {query}: says of {row['trial']} that it trains and that it does not; aggregate it")
+    return {trial: trains for trial, trains in found.items() if trains is not None}
+
+
+def relate_searches(session: "Session", found: list[Search]) -> None:
+    """Give a session two more tables: `tried`, the trials of searches that have a verdict, and `bracket`, how far each
+    search is; its `trial` is one of the search, to join `trials` with.
+    """
+    begun = [each for each in found if each.known]
+    tried = [(search.ladder[place], trains) for search in begun for place, trains in search.known.items()]
+    session.relate(
+        "tried",
+        {
+            "trial": [each.trial.id for each, _ in tried],
+            "trains": [trains for _, trains in tried],
+        },
+        {"trains": "boolean"},
+    )
+    ends = [search.ends for search in begun]
+    session.relate(
+        "bracket",
+        {
+            "trial": [search.ladder[max(search.known)].trial.id for search in begun],
+            "trains": [trains for trains, _ in ends],
+            "fails": [fails for _, fails in ends],
+            "settled": [not search.next for search in begun],
+        },
+        {"trains": "double", "fails": "double", "settled": "boolean"},
+    )

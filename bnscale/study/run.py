@@ -1,4 +1,4 @@
-"""Train what a study's store lacks on a Ray cluster, and report."""
+"""Train what a study's store lacks on a Ray cluster, and report. A search takes several rounds of training."""
 
 import contextlib
 import os
@@ -58,6 +58,12 @@ def run(asked: Asked, way: Way, console: Console, *, by_cluster: bool) -> None:
 def _run(asked: Asked, way: Way, console: Console, *, by_cluster: bool) -> None:
     from bnscale.schedule import tune  # seconds to import, and of no use to the other commands
 
+    if way.asha and asked.search:
+        axis = asked.search.axis
+        raise Refusal(
+            f"--asha: this study searches for the largest {axis} that trains, and a trial stopped early does not say; "
+            f"leave it out, or name values of {axis} with --set {axis}=..."
+        )
     asked.prepare(way.workers_per_trial)
     store = Store(asked.store)
     failed: list[str] = []
@@ -69,22 +75,41 @@ def _run(asked: Asked, way: Way, console: Console, *, by_cluster: bool) -> None:
                 asked.prepare(way.workers_per_trial)
             elif by_cluster and asked.left(store, asha=way.asha):
                 _say_paper(asked, console, cluster.slots(way.threads, 0))
-            failed = _train(asked, asked.left(store, asha=way.asha), way, cluster, console)
+            asked, failed = _train_rounds(asked, store, way, cluster, console)
     else:
         _say_size(asked, [], console, "")
+    _check_verdicts(asked, store)
     make_report(asked, console)
     if failed:
         _say_failed(failed, store, console)
         raise SystemExit(1)
 
 
-def _train(asked: Asked, left: list[Trial], way: Way, cluster: "Cluster", console: Console) -> list[str]:
-    """Run these trials; the ids of those that failed."""
+def _train_rounds(
+    asked: Asked, store: Store, way: Way, cluster: "Cluster", console: Console
+) -> tuple[Asked, list[str]]:
+    """Train until nothing is left: in one round, or in as many as a search takes. What was asked for, as it is known
+    now, and the ids of trials that failed. A round without all its results is the last: another would be the same."""
+    while True:
+        left = asked.left(store, asha=way.asha)
+        outcomes = _train(asked, left, way, cluster, console)
+        failed = [trial for trial, outcome in outcomes.items() if outcome is Outcome.FAILED]
+        if not left or asked.search is None:
+            return asked, failed
+        asked = asked.again()
+        if not {Outcome.FINISHED, Outcome.DIVERGED}.issuperset(outcomes.values()) or not asked.left(store):
+            return asked, failed
+
+
+def _train(
+    asked: Asked, left: list[Trial], way: Way, cluster: "Cluster", console: Console
+) -> dict[str, Outcome | None]:
+    """Run these trials; the outcome of each by its id, None where it has no end."""
     from bnscale.schedule import tune
 
     if not left:
         _say_size(asked, left, console, "")
-        return []
+        return {}
     forecasts = asked.forecasts(way.workers_per_trial, way.threads, gpu=cluster.gpus > 0)
     slots = max(1, cluster.slots(way.threads, 0) // way.workers_per_trial)
     wait = duration(sum(forecasts[trial.id].seconds for trial in left) / slots)
@@ -94,7 +119,8 @@ def _train(asked: Asked, left: list[Trial], way: Way, cluster: "Cluster", consol
         Job(trial, asked.study.probes, str(asked.store), str(asked.data), code, way.zero, way.save_every)
         for trial in left
     ]
-    with Watch({trial.id: forecasts[trial.id].seconds for trial in left}, console) as watch:
+    later = sum(forecasts[each.trial.id].seconds * n for each, n in asked.later) / slots
+    with Watch({trial.id: forecasts[trial.id].seconds for trial in left}, console, later) as watch:
         outcomes = tune.run(
             jobs,
             forecasts,
@@ -107,7 +133,7 @@ def _train(asked: Asked, left: list[Trial], way: Way, cluster: "Cluster", consol
         )
     for trial in [trial for trial, outcome in outcomes.items() if way.asha and outcome is None]:
         Store(asked.store).stop_early(trial)
-    return [trial for trial, outcome in outcomes.items() if outcome is Outcome.FAILED]
+    return outcomes
 
 
 def _check_size(way: Way, cluster: "Cluster") -> None:
@@ -117,6 +143,16 @@ def _check_size(way: Way, cluster: "Cluster") -> None:
         raise Refusal(
             f"--workers-per-trial {way.workers_per_trial} --threads {way.threads}: there is no room for them; the "
             f"cluster has nodes of {cpus}; ask for fewer, or for a larger cluster with --address"
+        )
+
+
+def _check_verdicts(asked: Asked, store: Store) -> None:
+    """Raises `Refusal` where the query of a search leaves nothing to train and no answer."""
+    stuck = [each.trial.id for search in asked.searches for each in search.next]
+    if asked.search and stuck and not asked.left(store):
+        raise Refusal(
+            f"query {asked.search.verdict}: says nothing of {stuck[0]}, which has a result; the query of a search "
+            "has a row for every trial that finished or diverged"
         )
 
 
@@ -140,8 +176,9 @@ def _leaving(again: str) -> Iterator[None]:
 
 def _say_size(asked: Asked, left: list[Trial], console: Console, wait: str) -> None:
     count = len(asked.planned)
+    turn = f"{asked.round}, " if left and asked.search else ""
     console.print(
-        f"{asked.study.name}, preset {asked.preset}: {count:,} trials, {count - len(left):,} done, "
+        f"{asked.study.name}, preset {asked.preset}: {turn}{count:,} trials, {count - len(left):,} done, "
         f"{len(left):,} to train{wait}",
         soft_wrap=True,
     )
@@ -153,9 +190,13 @@ def _say_paper(asked: Asked, console: Console, slots: int) -> None:
         paper = asked.at("paper")
     except Refusal:
         return  # what was set has a meaning for this preset only
-    cost = budget.total(paper.forecasts(1, 1, gpu=False).values())
+    forecasts = paper.forecasts(1, 1, gpu=False)
+    later = [forecasts[each.trial.id] for each, n in paper.later for _ in range(n)]
+    cost = budget.total([*forecasts.values(), *later])
+    most = "at most " if paper.search else ""
     console.print(
-        f"no GPU in this cluster: preset laptop. The paper's preset has {len(paper.planned):,} trials and would take "
+        f"no GPU in this cluster: preset laptop. The paper's preset has {most}{len(forecasts) + len(later):,} trials "
+        "and would take "
         f"about {duration(cost.seconds / max(1, slots))} here; --preset paper runs it",
         soft_wrap=True,
     )

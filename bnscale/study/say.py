@@ -13,8 +13,8 @@ from bnscale import report
 from bnscale.engine.machine import in_bytes
 from bnscale.schedule import budget
 from bnscale.store import Manifest, Store
-from bnscale.study.asked import Asked, here
-from bnscale.study.plan import Planned
+from bnscale.study.asked import Asked, here, is_store
+from bnscale.study.plan import Planned, Search
 from bnscale.trial import Outcome
 
 QUIET = 120.0  # seconds without a word from a trial after which it no longer counts as running
@@ -23,7 +23,8 @@ QUIET = 120.0  # seconds without a word from a trial after which it no longer co
 def say_plan(asked: Asked, workers: int, threads: int, console: Console) -> None:
     gpu = torch.cuda.is_available()
     forecasts = asked.forecasts(workers, threads, gpu=gpu)
-    done = len(asked.planned) - len(asked.left(Store.existing(asked.store))) if _is_store(asked.store) else 0
+    left = asked.left(Store.existing(asked.store)) if is_store(asked.store) else [e.trial for e in asked.planned]
+    done = len(asked.planned) - len(left)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in asked.axes:
         table.add_column(name)
@@ -32,16 +33,22 @@ def say_plan(asked: Asked, workers: int, threads: int, console: Console) -> None
     cells: dict[str, list[Planned]] = defaultdict(list)
     for each in asked.planned:
         cells[each.cell].append(each)
+    for each, rounds in asked.later:  # as if each were of the same cost, as trials that differ in a rate are
+        cells[each.cell] += [each] * rounds
     for members in cells.values():
         cost = budget.total(forecasts[each.trial.id] for each in members)
         values = [str(getattr(members[0].trial, name)) for name in asked.axes]
         hours = _hours(cost.seconds * workers)
         table.add_row(*values, str(len(members)), hours, in_bytes(max(cost.memory, cost.on_gpu)), in_bytes(cost.disk))
     console.print(table)
-    cost = budget.total(forecasts.values())
+    cost = budget.total(forecasts[each.trial.id] for members in cells.values() for each in members)
     merged = f" ({asked.merged} more would be the same training again)" if asked.merged else ""
+    if asked.search:
+        _say_search(asked, len(left), console)
+    most = "at most " if asked.search else ""
     console.print(
-        f"\n{asked.study.name}, preset {asked.preset}: {len(asked.planned):,} trials{merged}, {done:,} done. "
+        f"\n{asked.study.name}, preset {asked.preset}: {most}{sum(map(len, cells.values())):,} trials{merged}, "
+        f"{done:,} done. "
         f"{_hours(cost.seconds * workers)} hours of one worker on {_device(gpu)}, timed just now with {threads} "
         f"thread{'s' if threads > 1 else ''}; at most {in_bytes(cost.memory)} of memory a worker"
         + (f" and {in_bytes(cost.on_gpu)} on its GPU" if gpu else "")
@@ -50,8 +57,19 @@ def say_plan(asked: Asked, workers: int, threads: int, console: Console) -> None
     )
 
 
+def _say_search(asked: Asked, left: int, console: Console) -> None:
+    search = asked.search
+    assert search is not None
+    turn = f"; {asked.round} has {left:,} trials" if left else ""
+    console.print(
+        f"\nLargest {search.axis} that trains, among {len(search.values)} from {search.values[0]:g} to "
+        f"{search.values[-1]:g}, by bisection in each of {len(asked.searches):,} cells and seeds{turn}.",
+        soft_wrap=True,
+    )
+
+
 def say_status(asked: Asked, console: Console) -> None:
-    store = Store.existing(asked.store) if _is_store(asked.store) else None
+    store = Store.existing(asked.store) if is_store(asked.store) else None
     manifests = {manifest.trial: manifest for manifest in store.manifests()} if store else {}
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in asked.axes:
@@ -59,6 +77,11 @@ def say_status(asked: Asked, console: Console) -> None:
     states = ("done", "running", "stopped", "failed", "diverged", "missing")
     for name in states:
         table.add_column(name, justify="right")
+    brackets: dict[str, list[str]] = defaultdict(list)
+    for search in asked.searches:
+        brackets[search.ladder[0].cell].append(_bracket(search))
+    if asked.search:
+        table.add_column(f"largest {asked.search.axis} that trains, by seed")
     cells: dict[str, list[Planned]] = defaultdict(list)
     for each in asked.planned:
         cells[each.cell].append(each)
@@ -67,13 +90,22 @@ def say_status(asked: Asked, console: Console) -> None:
         counts = Counter(_state(manifests.get(each.trial.id), asked.store) for each in members)
         every += counts
         values = [str(getattr(members[0].trial, name)) for name in asked.axes]
-        table.add_row(*values, *(str(counts[name] or "·") for name in states))
+        found = ["  ".join(brackets[members[0].cell])] if asked.search else []
+        table.add_row(*values, *(str(counts[name] or "·") for name in states), *found)
     console.print(table)
     console.print(
         f"\n{len(asked.planned)} trials: " + ", ".join(f"{every[name]} {name}" for name in states if every[name])
     )
     for _, wrong in store.damaged if store else []:
         console.print(f"damaged: {wrong}", soft_wrap=True, markup=False)
+
+
+def _bracket(search: Search) -> str:
+    """`0.1`, found; `0.1..0.8` or `?..?`, between the two; `≥10`, all of the lattice trains; `<0.001`, none does."""
+    trains, fails = ("?" if end is None else f"{end:g}" for end in search.ends)
+    if search.next:
+        return f"{trains}..{fails}"
+    return f"<{fails}" if trains == "?" else f"≥{trains}" if fails == "?" else trains
 
 
 def _state(manifest: Manifest | None, store: Path) -> str:
@@ -111,10 +143,6 @@ def make_report(asked: Asked, console: Console) -> None:
     for line in session.damaged:
         console.print(f"damaged: {line}", soft_wrap=True, markup=False)
     console.print(f"report: {here(page)}", soft_wrap=True)
-
-
-def _is_store(path: Path) -> bool:
-    return (path / "manifests").is_dir()
 
 
 def _device(gpu: bool) -> str:
