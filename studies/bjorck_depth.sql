@@ -27,27 +27,31 @@ from trials
 left join final using (trial)
 where outcome in ('finished', 'diverged')
 
--- name: largest_rate
--- One row per norm, initialisation and depth: decimal logarithm of the largest rate that trains: mean and range
--- over seeds.
-with
--- one row per search that is settled
-found as (
-    select norm, weight_init, depth, seed, log10(coalesce(bracket.trains, fails)) as rate, bracket.trains is null as below
-    from bracket
-    join trials using (trial)
-    where settled and network = 'resnet' and placement in ('every', 'none')
-)
+-- name: settled
+-- One row per search that is settled, of ResNets with norms after every layer or nowhere: decimal logarithm of the
+-- largest rate that trains; `below` where none does, and the lowest bounds it from above.
+select norm, weight_init, depth, seed, log10(coalesce(bracket.trains, fails)) as rate, bracket.trains is null as below
+from bracket
+join trials using (trial)
+where settled and network = 'resnet' and placement in ('every', 'none')
 
+-- name: all_settled
+-- The same once every search is settled, and nothing before.
+select *
+from settled
+where (select bool_and(settled) from bracket)
+
+-- name: largest_rate
+-- One row per norm, initialisation and depth: the largest rate that trains, geometric mean and range over seeds.
 select
     norm || ', ' || weight_init as network,
     depth,
     count(*) as n,
     count(*) filter (where below) as n_below,
-    avg(rate) as rate,
-    min(rate) as low,
-    max(rate) as high
-from found
+    pow(10, avg(rate)) as rate,
+    pow(10, min(rate)) as minimum,
+    pow(10, max(rate)) as maximum
+from settled
 group by norm, weight_init, depth
 order by norm desc, weight_init, depth
 
@@ -74,7 +78,7 @@ final as (
 
 select
     network,
-    log10(lr) as rate,
+    lr as rate,
     count(*) as n,
     avg(accuracy) as accuracy,
     count(*) filter (where outcome = 'diverged') / count(*) as diverged
@@ -87,20 +91,13 @@ order by network, lr
 -- One row: decades by which the largest rate without norms falls from the shallowest depth to the deepest, for the
 -- initialisation with which it falls least; interval over seeds.
 with
--- one row per search without norms, once all are settled
-found as (
-    select weight_init, depth, seed, log10(coalesce(bracket.trains, fails)) as rate
-    from bracket
-    join trials using (trial)
-    where (select bool_and(settled) from bracket) and network = 'resnet' and norm = 'none'
-),
-
 -- one row per initialisation and seed
 falls as (
     select weight_init, seed, arg_min(rate, depth) - arg_max(rate, depth) as fall
-    from found
+    from all_settled
+    where norm = 'none'
     group by weight_init, seed
-    having min(depth) = (select min(depth) from found) and max(depth) = (select max(depth) from found)
+    having min(depth) = (select min(depth) from all_settled) and max(depth) = (select max(depth) from all_settled)
         and min(depth) < max(depth)
 ),
 
@@ -121,19 +118,11 @@ limit 1
 -- One row: decades by which the largest rate with batch normalization is above that without norms, at the depth and
 -- for the initialisation where it is least; interval over seeds.
 with
--- one row per search, once all are settled
-found as (
-    select norm, weight_init, depth, seed, log10(coalesce(bracket.trains, fails)) as rate
-    from bracket
-    join trials using (trial)
-    where (select bool_and(settled) from bracket) and network = 'resnet' and placement in ('every', 'none')
-),
-
 -- one row per initialisation, depth and seed
 leads as (
     select weight_init, depth, seed, batch.rate - bare.rate as lead
-    from found as batch
-    join found as bare using (weight_init, depth, seed)
+    from all_settled as batch
+    join all_settled as bare using (weight_init, depth, seed)
     where batch.norm = 'batch' and bare.norm = 'none'
 ),
 
@@ -154,20 +143,12 @@ limit 1
 -- One row: from the shallowest depth to the deepest, by how many decades more the largest rate falls without norms than
 -- with batch normalization, as a mean over initialisations; interval over seeds.
 with
--- one row per search, once all are settled
-found as (
-    select norm, weight_init, depth, seed, log10(coalesce(bracket.trains, fails)) as rate
-    from bracket
-    join trials using (trial)
-    where (select bool_and(settled) from bracket) and network = 'resnet' and placement in ('every', 'none')
-),
-
 -- one row per norm, initialisation and seed
 falls as (
     select norm, weight_init, seed, arg_min(rate, depth) - arg_max(rate, depth) as fall
-    from found
+    from all_settled
     group by norm, weight_init, seed
-    having min(depth) = (select min(depth) from found) and max(depth) = (select max(depth) from found)
+    having min(depth) = (select min(depth) from all_settled) and max(depth) = (select max(depth) from all_settled)
         and min(depth) < max(depth)
 ),
 
@@ -194,19 +175,11 @@ left join student using (n)
 -- One row: at the deepest network, by how many decades the largest rates of the initialisations lie further apart
 -- without norms than with batch normalization; interval over seeds.
 with
--- one row per search, once all are settled
-found as (
-    select norm, weight_init, depth, seed, log10(coalesce(bracket.trains, fails)) as rate
-    from bracket
-    join trials using (trial)
-    where (select bool_and(settled) from bracket) and network = 'resnet' and placement in ('every', 'none')
-),
-
 -- one row per norm and seed at the deepest network, where there are several initialisations
 spreads as (
     select norm, seed, max(rate) - min(rate) as spread
-    from found
-    where depth = (select max(depth) from found)
+    from all_settled
+    where depth = (select max(depth) from all_settled)
     group by norm, seed
     having count(distinct weight_init) > 1
 ),

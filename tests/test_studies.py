@@ -16,7 +16,7 @@ from bnscale.report import Verdict, figures
 from bnscale.store import Store
 from bnscale.study import Preset, Same, grid
 from bnscale.study.asked import Asked
-from bnscale.study.plan import Planned, plan, relate
+from bnscale.study.plan import Planned, plan, relate, relate_searches, searches, verdicts
 from bnscale.train import Job, run
 from bnscale.trial import Norm, Outcome, Pixels, Placement, Refusal, Trainable, Trial
 
@@ -36,6 +36,17 @@ def queries_of(name):
 
 def original(data):
     return Pixels.ORIGINAL
+
+
+def asking(name, folder, planned):
+    """SQL with the tables that the study's own commands have."""
+    session = query.open(folder, TABLES)
+    relate(session, planned)
+    search = study_of(name).laptop.search
+    if search:
+        known = verdicts(session, search.verdict, queries_of(name)[search.verdict].sql)
+        relate_searches(session, searches(planned, search.axis, known))
+    return session
 
 
 # --- every study ----------------------------------------------------------------------------------
@@ -78,8 +89,7 @@ def test_every_claim_and_every_figure_of_a_study_has_its_query_and_every_query_h
 @pytest.mark.parametrize("name", NAMES)
 def test_every_query_of_a_study_answers_on_whatever_was_trained(name, tiny):
     folder, planned = tiny
-    session = query.open(folder, TABLES)
-    relate(session, planned)
+    session = asking(name, folder, planned)
     assert session.sql("select distinct outcome from trials order by all").rows == [("diverged",), ("finished",)]
     study, queries = study_of(name), queries_of(name)
     for each in queries.values():
@@ -93,9 +103,8 @@ def test_every_query_of_a_study_answers_on_whatever_was_trained(name, tiny):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_query_of_a_study_answers_before_anything_was_trained(name, tmp_path):
     Store(tmp_path)
-    session = query.open(tmp_path, TABLES)
     study, queries = study_of(name), queries_of(name)
-    relate(session, plan(study.laptop, original)[:3])
+    session = asking(name, tmp_path, plan(study.laptop, original)[:3])
     for each in queries.values():
         session.sql(each.sql)
     for claim in study.claims:
