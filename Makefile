@@ -18,7 +18,7 @@ help:
 	@echo 'make study   train the BN-only depth study, laptop preset, and report   (ARGS="--set depth=8,14")'
 	@echo 'make test    run the tests                                              (ARGS="-k store")'
 	@echo 'make check   lint, format, types, and which module may import which'
-	@echo 'make bench   speed against a plain PyTorch loop, of each norm, and overhead a trial'
+	@echo 'make bench   speed against a plain PyTorch loop, of each norm and probe, and overhead a trial'
 	@echo 'make lock    resolve requirements.lock anew from pyproject.toml         (ARGS="--upgrade")'
 	@echo 'make setup   only install                                               (PYTHON=python3.12)'
 	@echo 'make clean   remove .venv and caches; results/ stays'
@@ -38,6 +38,7 @@ check: setup
 bench: setup
 	$(bin)/python benchmarks/step.py
 	$(bin)/python benchmarks/norms.py
+	$(bin)/python benchmarks/probes.py
 	$(bin)/python benchmarks/overhead.py
 
 lock: setup
