@@ -142,10 +142,10 @@ BJORCK_CIFAR = FRANKLE_CIFAR | {
 
 # The same question in minutes on two CPU cores without a network: scikit-learn's digits, as for Frankle et al. above.
 # Glorot's weights let the variance of the signal grow by about 1.5 a block without norms, and over the 54 blocks of 110
-# layers it explodes; over the 9 of 20 layers it does not, and all norms and none train up to 0.1. He's weights let it
-# grow by 2 a block, and then 20 layers train at 0.003 without norms and not at 0.01. Deeper networks would explode
-# more, but have too few of the 150 updates to train at a large rate with norms either (56 layers, Glorot: at
-# 0.03 and not at 0.1, with and without).
+# layers it explodes; over the 9 of 20 layers it does not, and they train up to 0.1 with batch normalization and
+# without. He's weights let it grow by 2 a block, and then 20 layers without norms train at 0.003 and hardly at 0.01.
+# Deeper networks would explode more, but have too few of the 150 updates to train at a large rate with norms either
+# (56 layers, Glorot: at 0.03 and not at 0.1, with and without).
 BJORCK_DIGITS = BJORCK_CIFAR | {
     "depth": 20,
     "weight_init": WeightInit.HE_NORMAL,

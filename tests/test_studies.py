@@ -150,11 +150,11 @@ def asked(tmp_path, *sets):
     [
         (["lr=0.1"], (7 + 2) * 3),  # 7 norms at batch 48, batch norm at two other sizes
         (["lr=0.05"], 7 * 3),  # a new rate: at the size at which all rates are tried
-        (["norm=none"], (6 + 4) * 3),
-        (["norm=l1"], 6 * 3),
-        (["placement=first"], 6 * 3),
-        (["norm=group", "groups=4,8"], 2 * 6 * 3),
-        (["depth=26"], 150),
+        (["norm=none"], (7 + 4) * 3),
+        (["norm=l1"], 7 * 3),
+        (["placement=first"], 7 * 3),
+        (["norm=group", "groups=4,8"], 2 * 7 * 3),
+        (["depth=26"], 171),
         (["batch=12"], 4 * 3),
         (["batch=24"], 4 * 3),
         (["norm=batch", "placement=every", "lr=0.1", "batch=32", "norm_batch=16", "seed=0"], 1),
