@@ -433,16 +433,16 @@ from by_seed
 -- --- Table 1 and figure 7: sums of gradients, and their rank --------------------------------------------------------
 
 -- name: sums_of_gradients
--- One row per setting and layer of the paper's table: mean over the weights of the sum of magnitudes, of the magnitude of
--- the sum, and their ratio, geometric means over seeds.
+-- One row per setting and layer of the paper's table: the sum of magnitudes (a) and the magnitude of the sum (b) of the
+-- terms of a weight's gradient, over images and pixels, mean over the weights, and their ratio; geometric means over seeds.
 with
 -- one row per setting and layer
 over_seeds as (
     select
         setting,
         layer_index,
-        exp(avg(ln(sum_of_magnitudes))) as a,
-        exp(avg(ln(magnitude_of_sum))) as b,
+        exp(avg(ln(sum_of_magnitudes / terms))) as a,
+        exp(avg(ln(magnitude_of_sum / terms))) as b,
         avg(ln(sum_of_magnitudes / magnitude_of_sum)) as mean,
         stddev_samp(ln(sum_of_magnitudes / magnitude_of_sum)) / sqrt(count(*)) as error,
         count(*) as n,
@@ -466,6 +466,14 @@ select
 from over_seeds
 left join student using (n)
 order by layer_index, setting
+
+-- name: table_1
+-- One row per setting, layer and column of the paper's table, at the paper's size.
+select setting, layer_index, part, if(part = 'a', a, b) as measured, n
+from sums_of_gradients
+cross join (values ('a'), ('b')) as parts (part)
+where sums_of_gradients.measured is not null
+order by setting, layer_index, part
 
 -- name: least_gain_in_alignment
 -- One row: with batch norm over without it, the ratio of the sum of magnitudes to the magnitude of the sum, in the layer of

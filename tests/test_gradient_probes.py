@@ -74,7 +74,7 @@ def test_a_linear_layers_sums_of_gradients_are_those_of_its_terms():
     at, _, x_NK, error_NK = matrix()
     terms_NKK = error_NK[:, :, None] * x_NK[:, None, :]
     (row,) = gradient(at)
-    assert (row.layer, row.layer_index, row.weights) == ("output", 1, 36)
+    assert (row.layer, row.layer_index, row.weights, row.terms) == ("output", 1, 36, 50)
     assert row.sum_of_magnitudes == pytest.approx(float(terms_NKK.abs().sum(0).mean()), rel=1e-5)
     assert row.magnitude_of_sum == pytest.approx(float(terms_NKK.sum(0).abs().mean()), rel=1e-5)
     assert row.rms == pytest.approx(float(terms_NKK.sum(0).square().mean().sqrt()), rel=1e-5)
@@ -84,6 +84,7 @@ def test_a_convolutions_sums_of_gradients_are_those_of_its_terms_over_images_and
     at = snapshot(batch=4, norm_batch=4)
     images, labels = at.batch()
     rows = {row.layer_index: row for row in gradient(at)}
+    assert rows[1].terms == 4 * 64
     # The stem's terms, written out: its output's gradient times the patch of the image under the kernel.
     network = at.network
     stem = network.conv(images).detach().requires_grad_()

@@ -37,7 +37,9 @@ class Gradient:
     q90: float
     q99: float
     largest: float
-    # A weight's gradient is a sum of terms over images and pixels. Means over the weights:
+    # A weight's gradient is a sum of terms over images and pixels; none of a pixel that the padding stands for.
+    terms: int  # images times output pixels
+    # Means over the weights:
     sum_of_magnitudes: float  # of the sum of the terms' magnitudes
     magnitude_of_sum: float  # of the magnitude of their sum, which is the gradient's
     effective_rank: float | None  # of the gradient as a matrix of O by I*H*W (Roy & Vetterli 2007); null if it is 0
@@ -73,16 +75,18 @@ class GradientMatrix:
 def gradient(at: Snapshot) -> Iterator[Gradient]:
     """Bjorck et al. 2018: gradients without normalization are heavy-tailed, aligned over pixels, and of low rank."""
     found = layers(at.network)
-    terms: dict[int, Tensor] = {}  # by layer: mean over the weights of the sum of the terms' magnitudes
+    added: dict[int, Tensor] = {}  # by layer: mean over the weights of the sum of the terms' magnitudes
+    terms: dict[int, int] = {}
 
     def see(layer: Layer, x: Tensor, output: Tensor) -> None:
+        terms[layer.number] = output.numel() // output.shape[1]
         if output.requires_grad:
-            output.register_hook(lambda slope: terms.update({layer.number: _added(layer.module, x.detach(), slope)}))
+            output.register_hook(lambda slope: added.update({layer.number: _added(layer.module, x.detach(), slope)}))
 
     with watched(found, see):
         gradients = at.gradients([layer.weight for layer in found])
     for layer in _finite(found, gradients):
-        yield _of(at.step, layer, gradients[layer.weight], float(terms[layer.number]))
+        yield _of(at.step, layer, gradients[layer.weight], terms[layer.number], float(added[layer.number]))
 
 
 def _added(module: nn.Conv2d | nn.Linear, x: Tensor, slope: Tensor) -> Tensor:
@@ -95,7 +99,7 @@ def _added(module: nn.Conv2d | nn.Linear, x: Tensor, slope: Tensor) -> Tensor:
     ).mean()  # fmt: skip
 
 
-def _of(step: int, layer: Layer, slope: Tensor, terms: float) -> Gradient:
+def _of(step: int, layer: Layer, slope: Tensor, terms: int, added: float) -> Gradient:
     values = slope.flatten().double().cpu().numpy()
     sizes = np.sort(np.abs(values))
     q50, q90, q99 = map(float, np.quantile(sizes, [0.5, 0.9, 0.99]))
@@ -112,7 +116,8 @@ def _of(step: int, layer: Layer, slope: Tensor, terms: float) -> Gradient:
         q90=q90,
         q99=q99,
         largest=float(sizes[-1]),
-        sum_of_magnitudes=terms,
+        terms=terms,
+        sum_of_magnitudes=added,
         magnitude_of_sum=float(sizes.mean()),
         effective_rank=effective_rank(slope.flatten(1)),
         full_rank=min(slope.flatten(1).shape),
