@@ -349,19 +349,20 @@ FIGURES = [
     Figure(
         title="Largest rate that trains",
         query="largest_rate",
-        caption="Decimal logarithm of the largest rate at which a seed trains, mean over seeds with a 95 % interval: "
-        "the shorter the bar below zero, the larger the rate. A trial trains if it finishes, its training loss ends "
-        "below where it began, and it has twice as many training images right as chance.",
+        caption="The largest rate at which a seed trains, geometric mean over seeds with a 95 % interval. A trial trains "
+        "if it finishes, its training loss ends below where it began, and it has twice as many training images right as "
+        "chance.",
         draw=bars(
             x="batch",
-            y="largest",
+            y="rate",
             series="kind",
             styles=STYLES,
             xlabel="batch size",
-            ylabel="log10 of the largest rate",
+            ylabel="largest rate",
             unit="",
-            low="low",
-            high="high",
+            low="rate_low",
+            high="rate_high",
+            yscale=Scale.LOG,
         ),
         source="Bjorck et al. 2018, section 2; reviewer 3",
     ),

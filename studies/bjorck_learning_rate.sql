@@ -204,6 +204,9 @@ select
     largest,
     largest - t95 * error as low,
     largest + t95 * error as high,
+    pow(10, largest) as rate,
+    pow(10, largest - t95 * error) as rate_low,
+    pow(10, largest + t95 * error) as rate_high,
     (select log10(max(lr)) from compared) as tried,
     (select any_value(batch) from compared) as batch
 from over_seeds
