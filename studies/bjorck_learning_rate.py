@@ -349,8 +349,10 @@ FIGURES = [
     Figure(
         title="Largest rate that trains",
         query="largest_rate",
-        caption="The largest rate at which a seed trains, geometric mean over seeds with a 95 % interval. A trial trains "
-        "if it finishes, its training loss ends below where it began, and it has twice as many training images right as "
+        caption="The largest rate at which a seed trains, geometric mean over seeds with a 95 % interval. A trial "
+        "trains "
+        "if it finishes, its training loss ends below where it began, and it has twice as many training images "
+        "right as "
         "chance.",
         draw=bars(
             x="batch",
