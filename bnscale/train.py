@@ -103,6 +103,7 @@ def train(
                 rows = list(probe(at))
                 notebook.write(probe.__name__, rows)
                 progress = replace(progress, accuracy=_accuracy(rows, progress.accuracy))
+            del at  # and what its probes kept: the next update needs the memory
             if last:
                 notebook.finish(Outcome.FINISHED, step, _ending(engine, progress))
                 yield replace(progress, outcome=Outcome.FINISHED)

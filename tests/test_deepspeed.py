@@ -20,10 +20,20 @@ from examples import FIELDS
 from torch import Tensor, nn
 
 from bnscale import networks
+from bnscale.data import Resident
 from bnscale.engine import Gang, checkpoint
 from bnscale.engine.local import LocalEngine
 from bnscale.engine.objective import Objective, decays
 from bnscale.networks.norm import BatchNorm
+from bnscale.probes import (
+    Snapshot,
+    channel_moments,
+    class_bias,
+    gradient,
+    gradient_noise,
+    loss_along_gradient,
+    mean_gradient,
+)
 from bnscale.trial import (
     Affine,
     Augmentation,
@@ -431,6 +441,34 @@ def talk(rank: int) -> tuple[float, float, bool, bool]:
 
 def test_totals_are_sums_and_agreement_is_what_the_leading_worker_says(two):
     assert two(talk) == [(3.0, 1.0, True, False), (3.0, 2.0, True, False)]
+
+
+def looked(rank: int, of: Trial) -> tuple[list[str], dict[str, Tensor]]:
+    """What probes that take gradients read before the first update, and the network after two that follow."""
+    engine = engine_for(of, 0)
+    at = Snapshot(of, 0, engine, Resident(of, Path("/nonexistent"), torch.device("cpu")))
+    rows = [repr(row) for probe in LOOKING for row in probe(at)]
+    updates(engine, of, range(2))
+    state = copy.deepcopy(engine.module.state_dict())
+    engine.close()
+    return rows, state
+
+
+LOOKING = [channel_moments, gradient, mean_gradient, gradient_noise, loss_along_gradient, class_bias]
+
+
+@pytest.mark.parametrize("norm_batch", [4, 16])  # within a worker's share of 8, and over both
+def test_the_workers_of_a_gang_read_what_one_worker_reads_and_train_on_as_if_they_had_not(two, norm_batch):
+    of = trial(norm_batch=norm_batch, depth=8)
+    network = networks.build(of)
+    engine = LocalEngine(network, of, Gang(), None)
+    at = Snapshot(of, 0, engine, Resident(of, Path("/nonexistent"), torch.device("cpu")))
+    expected = [repr(row) for probe in LOOKING for row in probe(at)]
+    state = by_one(of, 2)["state"]
+    for rows, after in two(looked, of):
+        assert rows == expected  # each holds the whole batch, so even the last digit
+        for name, value in after.items():
+            torch.testing.assert_close(value, state[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
 def held(rank: int, trials: list[Trial], zero: int) -> list[tuple[int, int, int]]:

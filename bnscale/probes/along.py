@@ -4,20 +4,22 @@ Every direction is of what trains, on the next batch and in training mode: theta
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from bnscale.networks.layers import layers
-from bnscale.probes.batches import mean_gradient_of
+from bnscale.probes.batches import BATCHES, mean_gradient_of, several_and_trained
 from bnscale.probes.moments import seen
 from bnscale.probes.probe import asks, something_trained
 from bnscale.probes.snapshot import Snapshot
 
 LENGTHS = tuple(float(f"{10 ** (third / 3):.3g}") for third in range(-15, -1))
 """Step sizes from 1e-5 to 0.215, three a decade: those of figure 3."""
+JUMP = 10.0  # times the loss at a step size, where more are looked at before the next ...
+CLOSE = 1.25  # ... as long as the two are further apart than this factor
 DIVERGED = 1e3  # times the loss before: what the paper calls divergence
 BEYOND = 1e6  # times the loss before, where its figure ends, and where we look no further
 FRACTIONS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -25,7 +27,7 @@ FRACTIONS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 @dataclass(frozen=True)
 class LossAlong:
-    """The loss on the next batch at one distance along one direction."""
+    """The loss on the next batch at one distance along one direction. Where it jumps, more distances are looked at."""
 
     step: int  # updates taken: mini-batch 1 is the one behind step 0
     direction: str  # gradient, mean gradient, or random: orthogonal to the mean gradient, and as long
@@ -59,7 +61,7 @@ def _along_gradient(at: Snapshot) -> list[LossAlong]:
     return list(_loss_along(at, "gradient", at.gradient, LENGTHS))
 
 
-@asks(something_trained, steps=len(LENGTHS) * 0.35, rows=lambda trial: len(LENGTHS))
+@asks(several_and_trained, steps=BATCHES + len(LENGTHS) * 0.35, rows=lambda trial: len(LENGTHS))
 def loss_along_mean_gradient(at: Snapshot) -> Iterator[LossAlong]:
     """A reviewer of Bjorck et al. 2018: does the part of the gradient that does not depend on the input lead down?
 
@@ -94,11 +96,31 @@ def _loss_along(at: Snapshot, name: str, direction: dict[str, Tensor], lengths: 
     before = at.loss(batch, {})
     if not 0 < before < math.inf:
         return
-    for length in lengths:
+
+    def look(length: float) -> LossAlong:
         loss = at.loss(batch, moved(at, direction, length))
-        yield LossAlong(at.step, name, length, loss, before, loss / before)
-        if loss > BEYOND * before:
+        return LossAlong(at.step, name, length, loss, before, loss / before)
+
+    last: LossAlong | None = None
+    for length in lengths:
+        here = look(length)
+        if last is not None:
+            yield from _between(look, last, here)
+        yield here
+        if here.loss > BEYOND * before:
             return
+        last = here
+
+
+def _between(look: Callable[[float], LossAlong], left: LossAlong, right: LossAlong) -> Iterator[LossAlong]:
+    """Readings between two lengths where the loss jumps, so that it is known where; in the order of their length."""
+    if right.relative <= JUMP * left.relative or right.length <= CLOSE * left.length:
+        return
+    middle = look(math.sqrt(left.length * right.length))
+    yield from _between(look, left, middle)
+    yield middle
+    if middle.relative <= BEYOND:
+        yield from _between(look, middle, right)
 
 
 def moved(at: Snapshot, direction: dict[str, Tensor], length: float) -> dict[str, Tensor]:

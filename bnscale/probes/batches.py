@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bnscale.networks.layers import layers
-from bnscale.probes.probe import asks, something_trained
+from bnscale.probes.probe import asks, something_trained, whole_weights
 from bnscale.probes.snapshot import Snapshot
 from bnscale.trial import Trial
 
@@ -44,7 +44,7 @@ class MeanGradient:
     tangential: float
     weight_length: float
     # A unit's gradient has a length on each batch. Variances of it, over the squared mean of all:
-    between_units: float | None  # variance over units of the mean over batches
+    between_units: float | None  # variance over units of the mean over batches, without bias: it may come out below 0
     between_batches: float | None  # mean over units of the variance over batches
 
 
@@ -54,7 +54,7 @@ class GradientNoise:
 
     step: int  # updates taken
     batch: int  # images of a mini-batch
-    batches: int  # of this size, no image twice
+    batches: int  # of this size, within an epoch no image twice
     # E |g_B - g|^2 with g the mean over the mini-batches, without bias: summed over all that trains. Section 2.1 bounds
     # it by C / |B|, with C the noise of single images; C = |B| times this, if it is so.
     variance: float
@@ -93,6 +93,17 @@ def square(part: Tensor) -> float:
     return float(part.double().square().sum())
 
 
+def several(trial: Trial) -> str | None:
+    """Mini-batches must differ, and none may hold nearly all images."""
+    if trial.steps_per_epoch < BATCHES:
+        return f"{trial.steps_per_epoch} batches an epoch, and {BATCHES} that differ are needed; try a smaller batch"
+    return whole_weights(trial)
+
+
+def several_and_trained(trial: Trial) -> str | None:
+    return several(trial) or something_trained(trial)
+
+
 @dataclass(frozen=True)
 class Several:
     """The gradients of `BATCHES` mini-batches of the trial's size."""
@@ -107,7 +118,7 @@ def _several(at: Snapshot) -> Several:
     sums = Sums()
     lengths: dict[str, list[Tensor]] = {layer.weight: [] for layer in found}
     for ahead in range(BATCHES):
-        gradient = at.gradients(names, at.batch(ahead))
+        gradient = at.gradients_on(at.batch(ahead), names) if ahead else at.gradients(names)
         sums.add(gradient)
         for layer in found:
             lengths[layer.weight].append(gradient[layer.weight].flatten(1).double().norm(dim=1))
@@ -120,7 +131,7 @@ def mean_gradient_of(at: Snapshot) -> dict[str, Tensor]:
     return {name: sums.total[name] / sums.count for name in at.names()}
 
 
-@asks(steps=BATCHES, rows=lambda trial: trial.layers)
+@asks(several, steps=BATCHES, rows=lambda trial: trial.layers)
 def mean_gradient(at: Snapshot) -> Iterator[MeanGradient]:
     """Reviewers of Bjorck et al. 2018: how much of a gradient does not depend on the images, and where it points."""
     several = at.kept(_several)
@@ -135,6 +146,7 @@ def mean_gradient(at: Snapshot) -> Iterator[MeanGradient]:
         mean_square = sums.mean_square([name])
         units_BU = several.units[name]
         overall = float(units_BU.mean()) ** 2
+        noise = float(units_BU.var(0, correction=1).mean())
         yield MeanGradient(
             at.step,
             layer.name,
@@ -147,15 +159,18 @@ def mean_gradient(at: Snapshot) -> Iterator[MeanGradient]:
             radial=radial,
             tangential=math.sqrt(max(mean_square - radial**2, 0.0)),
             weight_length=length,
-            between_units=float(units_BU.mean(0).var(correction=0)) / overall if overall else None,
-            between_batches=float(units_BU.var(0, correction=1).mean()) / overall if overall else None,
+            between_units=(float(units_BU.mean(0).var(correction=0)) - noise / sums.count) / overall
+            if overall
+            else None,
+            between_batches=noise / overall if overall else None,
         )
 
 
-@asks(something_trained, steps=BATCHES + 6, rows=lambda trial: 1 + len(SMALL))
+@asks(several_and_trained, steps=BATCHES + 5, rows=lambda trial: 1 + len(SMALL))
 def gradient_noise(at: Snapshot) -> Iterator[GradientNoise]:
     """Bjorck et al. 2018, section 2.1: the noise of a gradient estimate falls as 1 / |B|.
 
+    What a noise norm adds is the same for every mini-batch, and not counted.
     Where a norm takes statistics over images a single image has no gradient of its own: mini-batches are normalized by
     themselves, as they are in training, and the bound, whose proof adds up single images, need not hold.
     """
@@ -176,7 +191,7 @@ def _of_size(at: Snapshot, size: int) -> Sums:
     sums, names = Sums(), at.names()
     enough = max(2, min(MOST, IMAGES // size))
     for images_NCHW, targets in _cut(at, size):
-        sums.add(at.gradients(names, (images_NCHW, targets)))
+        sums.add(at.gradients_on((images_NCHW, targets), names))
         if sums.count == enough:
             break
     return sums

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
 from bnscale.networks.layers import Layer, layers, watched
-from bnscale.probes.probe import asks
+from bnscale.probes.probe import asks, whole_weights
 from bnscale.probes.snapshot import Snapshot
 
 BINS = 80  # of a histogram, an even number: 0 is a bound
@@ -71,7 +71,7 @@ class GradientMatrix:
     magnitude: float  # of the gradient, mean over the kernel's places
 
 
-@asks(steps=1.6, rows=lambda trial: trial.layers)
+@asks(whole_weights, steps=1.5, rows=lambda trial: trial.layers)
 def gradient(at: Snapshot) -> Iterator[Gradient]:
     """Bjorck et al. 2018: gradients without normalization are heavy-tailed, aligned over pixels, and of low rank."""
     found = layers(at.network)
@@ -84,7 +84,8 @@ def gradient(at: Snapshot) -> Iterator[Gradient]:
             output.register_hook(lambda slope: added.update({layer.number: _added(layer.module, x.detach(), slope)}))
 
     with watched(found, see):
-        gradients = at.gradients([layer.weight for layer in found])
+        gradients = at.gradients_on(at.batch(), dict.fromkeys([*(layer.weight for layer in found), *at.names()]))
+    at.share(gradients)
     for layer in _finite(found, gradients):
         yield _of(at.step, layer, gradients[layer.weight], terms[layer.number], float(added[layer.number]))
 
@@ -157,7 +158,7 @@ def effective_rank(matrix: Tensor) -> float | None:
     return math.exp(-float((share * share.log()).sum()))
 
 
-@asks(steps=1, rows=lambda trial: BINS)
+@asks(whole_weights, steps=1, rows=lambda trial: BINS)
 def gradient_histogram(at: Snapshot, numbers: tuple[int, ...]) -> Iterator[GradientHistogram]:
     """Bjorck et al. 2018, figure 2: the gradient of the weights of a middle layer."""
     for layer, slope in _at(at, numbers):
@@ -169,7 +170,7 @@ def gradient_histogram(at: Snapshot, numbers: tuple[int, ...]) -> Iterator[Gradi
             yield GradientHistogram(at.step, layer.number, low, high, count, len(values))
 
 
-@asks(steps=1, rows=lambda trial: (64 * trial.width) ** 2)
+@asks(whole_weights, steps=1, rows=lambda trial: 1000)
 def gradient_matrix(at: Snapshot, numbers: tuple[int, ...]) -> Iterator[GradientMatrix]:
     """Bjorck et al. 2018, figure 7: the gradient over input and output channels."""
     for layer, slope in _at(at, numbers):
@@ -179,8 +180,9 @@ def gradient_matrix(at: Snapshot, numbers: tuple[int, ...]) -> Iterator[Gradient
 
 
 def _at(at: Snapshot, numbers: tuple[int, ...]) -> Iterator[tuple[Layer, Tensor]]:
-    gradients = at.kept(weight_gradients)
-    for layer in _finite(layers(at.network), gradients):
+    found = layers(at.network)
+    gradients = at.gradients([layer.weight for layer in found])
+    for layer in _finite(found, gradients):
         if layer.number in numbers:
             yield layer, gradients[layer.weight]
 
@@ -188,8 +190,3 @@ def _at(at: Snapshot, numbers: tuple[int, ...]) -> Iterator[tuple[Layer, Tensor]
 def _finite(some: list[Layer], gradients: dict[str, Tensor]) -> list[Layer]:
     """The layers whose gradient did not overflow: of the others there is nothing to say."""
     return [layer for layer in some if torch.isfinite(gradients[layer.weight]).all()]
-
-
-def weight_gradients(at: Snapshot) -> dict[str, Tensor]:
-    """Of every layer's weight, on the next batch."""
-    return at.gradients([layer.weight for layer in layers(at.network)])

@@ -141,3 +141,10 @@ def relus(trial: Trial) -> str | None:
 
 def linearity(trial: Trial) -> str | None:
     return None if trial.network is Network.LINEAR else "nonlinearities, and is no matrix; set network=linear"
+
+
+def whole_weights(trial: Trial) -> str | None:
+    """Two trained weights a channel stand in a parameter beside the layer's weight, which has no gradient there."""
+    if trial.trainable is not Trainable.TWO_PER_CHANNEL:
+        return None
+    return "weights in two parts, of which one trains; set trainable=all"

@@ -63,6 +63,7 @@ class Snapshot:
         self.network = engine.module
         self.data = data
         self._engine = engine
+        self._gradients: dict[str, Tensor] = {}  # on the next batch
         self._kept: dict[Callable[[Snapshot], Any], Any] = {}
 
     @cached_property
@@ -124,22 +125,34 @@ class Snapshot:
         value = float(loss.of_batch(self.trial, self.forward(images_NCHW, changed), targets))
         return value if math.isfinite(value) else math.inf
 
-    def gradients(self, names: Iterable[str], batch: tuple[Tensor, Tensor] | None = None) -> dict[str, Tensor]:
-        """Gradient of the loss on a batch, the next one if none is given, with respect to these parameters,
-        trained or not; penalties and weight decay left out. Training mode, as in `forward`.
+    def gradients(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Gradient of the loss on the next batch with respect to these parameters, computed once for all probes."""
+        names = list(names)
+        missing = [name for name in names if name not in self._gradients]
+        if missing:
+            self._gradients |= self.gradients_on(self.batch(), missing)
+        return {name: self._gradients[name] for name in names}
+
+    def gradients_on(self, batch: tuple[Tensor, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+        """Gradient of the loss on a batch with respect to these parameters, trained or not; penalties and weight decay
+        left out. Training mode, as in `forward`.
         """
-        images_NCHW, targets = self.batch() if batch is None else batch
+        images_NCHW, targets = batch
         parameters = dict(self.network.named_parameters())
         wanted = {name: parameters[name].detach().requires_grad_() for name in names}
         fixed = {name: p.detach() for name, p in parameters.items() if name not in wanted}
         value = loss.of_batch(self.trial, self.forward(images_NCHW, fixed | wanted), targets)
         return dict(zip(wanted, torch.autograd.grad(value, list(wanted.values())), strict=True))
 
+    def share(self, gradients: dict[str, Tensor]) -> None:
+        """Let other probes have gradients on the next batch that one computed for itself."""
+        self._gradients |= gradients
+
     def names(self) -> list[str]:
         """Of the parameters that training changes."""
         return list(trained(self.network))
 
-    @cached_property
+    @property
     def gradient(self) -> dict[str, Tensor]:
         """Of the loss on the next batch, with respect to what trains."""
         return self.gradients(self.names())

@@ -219,11 +219,12 @@ def forecast(trial: Trial, probes: dict[Probe, Cadence], pace: Pace, workers: in
     evaluation = step * counted.forward / counted.flops * images / trial.batch
     readings = [(demand(probe), cadence.readings(trial)) for probe, cadence in probes.items()]
     passes = sum(asked.evaluations * times for asked, times in readings)
-    steps = trial.total_steps + sum(asked.steps * times for asked, times in readings)
-    training = round(_training_memory(trial, counted, workers))
+    # Every worker of a gang computes the whole batch for itself where a probe takes gradients or looks along them.
+    alone = sum(asked.steps * times for asked, times in readings)
+    training = round(_training_memory(trial, counted, 1 if alone else workers))
     host = round(_process() + _data(trial))
     return Forecast(
-        seconds=(steps * step + passes * evaluation) / workers,
+        seconds=(trial.total_steps * step + passes * evaluation) / workers + alone * step,
         memory=host if gpu else host + training,
         on_gpu=round(_data(trial)) + training if gpu else 0,
         disk=round(_disk(trial, counted, probes)),
