@@ -4,7 +4,8 @@
 
 -- name: settings
 -- One row per trial with a result: what it is in words, and whether it is one of the two that the paper compares; `papers`
--- where its numbers can be held against the paper's.
+-- where its numbers can be held against the paper's. A setting with several trials a seed, because another field was given
+-- several values, is left out: these are no repeats.
 select
     trial,
     seed,
@@ -19,9 +20,20 @@ select
         else norm || ' norm'
     end as setting,
     setting in ('no norm', 'batch norm') as compared,
-    data = 'cifar10' and network = 'resnet' and depth = 110 and width = 1 and batch = 128 as papers
+    data = 'cifar10'
+    and network = 'resnet'
+    and depth = 110
+    and width = 1
+    and batch = 128
+    and norm_batch = batch
+    and trainable = 'all'
+    and augmentation = 'flip_shift'
+    and norm_init = 'ones'
+    and momentum = 0.9
+    and lr = if(norm = 'none', 0.0001, 0.1) as papers
 from chosen
 join trials using (trial)
+qualify count(*) over (partition by setting, seed) = 1
 order by setting, seed
 
 -- name: first_seed
@@ -107,6 +119,22 @@ select measured, n, measured - t95 * error as low, measured + t95 * error as hig
 from over_seeds
 left join student using (n)
 
+-- name: shape_of_layer_55
+-- One row per setting that the paper compares: kurtosis of the gradient of layer 55, over seeds.
+with
+-- one row per setting
+over_seeds as (
+    select setting, avg(kurtosis) as measured, count(*) as n, stddev_samp(kurtosis) / sqrt(count(*)) as error
+    from gradient
+    join settings using (trial)
+    where step = 0 and layer_index = 55 and compared
+    group by setting
+)
+
+select setting, measured, n, measured - t95 * error as low, measured + t95 * error as high
+from over_seeds
+left join student using (n)
+
 -- name: heavier_tails
 -- One row: share of the layers but the output whose gradient has a larger kurtosis without batch norm than with it.
 with
@@ -132,20 +160,21 @@ where without is not null and with_norm is not null
 -- --- Figure 3: the loss along the gradient --------------------------------------------------------------------------
 
 -- name: loss_along_the_gradient
--- One row per setting that the paper compares, mini-batch and step size: loss over the loss before, geometric mean over
--- seeds with their range. A loss that left the numbers is left out.
+-- One row per setting that the paper compares, mini-batch and step size at which every seed was looked at, and no loss left
+-- the numbers: loss over the loss before, geometric mean over seeds with their range.
 select
     'mini-batch ' || (step + 1) as mini_batch,
     setting,
     length,
-    exp(avg(ln(relative))) as relative,
+    exp(avg(ln(least(relative, 1e300)))) as relative,
     min(relative) as minimum,
     max(relative) as maximum,
     count(*) as n
 from loss_along_gradient
 join settings using (trial)
-where compared and relative < 'infinity'::double and step <= 6
-group by all
+where compared and step in (0, 3, 6)
+group by mini_batch, setting, length
+qualify n = max(n) over (partition by mini_batch, setting) and maximum < 'infinity'::double
 order by mini_batch, setting, length
 
 -- name: crossings
@@ -199,36 +228,65 @@ left join student using (n)
 order by setting, mini_batch, level
 
 -- name: least_losses
--- One row per setting that the paper compares and mini-batch: the least loss along the gradient over the loss before.
+-- One row per setting that the paper compares, mini-batch and reading: the least loss along the gradient over the loss before
+-- ('loss'), and the step size where it is ('length').
 with
--- one row per trial and mini-batch
+-- one row per trial, mini-batch and reading
 by_trial as (
-    select trial, step, ln(min(relative)) as x
+    select trial, step, reading, ln(if(reading = 'loss', min(relative), arg_min(length, relative))) as x
     from loss_along_gradient
-    group by trial, step
+    cross join (values ('loss'), ('length')) as readings (reading)
+    group by trial, step, reading
 ),
 
--- one row per setting and mini-batch
+-- one row per setting, mini-batch and reading
 over_seeds as (
-    select setting, step + 1 as mini_batch, count(*) as n, avg(x) as mean, stddev_samp(x) / sqrt(count(*)) as error
+    select
+        setting, step + 1 as mini_batch, reading, count(*) as n, avg(x) as mean, stddev_samp(x) / sqrt(count(*)) as error
     from by_trial
     join settings using (trial)
     where compared and papers
     group by all
 )
 
-select setting, mini_batch, exp(mean) as measured, n, exp(mean - t95 * error) as low, exp(mean + t95 * error) as high
+select
+    setting, mini_batch, reading, exp(mean) as measured, n, exp(mean - t95 * error) as low, exp(mean + t95 * error) as high
 from over_seeds
 left join student using (n)
-order by setting, mini_batch
+order by setting, mini_batch, reading
+
+-- name: loss_at_a_fifth
+-- One row: with batch norm at mini-batch 7, the loss over the loss before at the largest step size looked at, 0.215; geometric
+-- mean over seeds.
+with
+-- one row per trial
+by_trial as (
+    select trial, arg_max(relative, length) as relative
+    from loss_along_gradient
+    join settings using (trial)
+    where setting = 'batch norm' and papers and step = 6
+    group by trial
+)
+
+select exp(avg(ln(relative))) as measured, count(*) as n
+from by_trial
 
 -- name: divergence_with_batch_norm
 -- One row: of the step sizes up to 0.215 along the gradients of mini-batches 1, 4 and 7, how many multiply the loss by more
 -- than 1,000 with batch norm; all seeds.
-select count(*) filter (where relative > 1e3) as measured, count(distinct seed) as n
-from loss_along_gradient
-join settings using (trial)
-where setting = 'batch norm'
+with
+-- one row per trial that was read at all three
+by_trial as (
+    select trial, count(*) filter (where relative > 1e3) as diverged
+    from loss_along_gradient
+    join settings using (trial)
+    where setting = 'batch norm' and papers and step in (0, 3, 6)
+    group by trial
+    having count(distinct step) = 3
+)
+
+select sum(diverged) as measured, count(*) as n
+from by_trial
 having n > 0
 
 -- --- Figure 4: moments while an update diverges ---------------------------------------------------------------------
@@ -259,7 +317,7 @@ by_trial as (
             as decades
     from moments_along_gradient
     join settings using (trial)
-    where setting = 'no norm' and step = 0 and diverges and fraction = 1
+    where setting = 'no norm' and papers and step = 0 and diverges and fraction = 1
     group by trial
 ),
 
@@ -294,32 +352,43 @@ where step = 0 and mean > 0 and sd > 0
 group by all
 order by panel desc, setting, layer_index
 
--- name: growth_of_means
--- One row per setting: natural logarithm of the channel means at layer 102 over those at layer 6, over seeds.
+-- name: growth_of_moments
+-- One row per setting, moment and unit (natural or decimal logarithm): channel means or deviations at layer 102 over those at
+-- layer 6, over seeds.
 with
--- one row per trial
+-- one row per trial and moment
 by_trial as (
     select
         trial,
-        ln(max(mean) filter (where layer_index = 102)) - ln(max(mean) filter (where layer_index = 6)) as growth
+        moment,
+        ln(max(if(moment = 'mean', mean, sd)) filter (where layer_index = 102))
+            - ln(max(if(moment = 'mean', mean, sd)) filter (where layer_index = 6)) as growth
     from channel_moments
+    cross join (values ('mean'), ('deviation')) as moments (moment)
     where step = 0
-    group by trial
+    group by trial, moment
 ),
 
--- one row per setting
+-- one row per setting, moment and unit
 over_seeds as (
-    select setting, avg(growth) as measured, count(growth) as n, stddev_samp(growth) / sqrt(count(growth)) as error
+    select
+        setting,
+        moment,
+        unit,
+        avg(growth / size) as measured,
+        count(growth) as n,
+        stddev_samp(growth / size) / sqrt(count(growth)) as error
     from by_trial
     join settings using (trial)
+    cross join (values ('natural', 1.0), ('decades', ln(10))) as units (unit, size)
     where papers
-    group by setting
+    group by setting, moment, unit
 )
 
-select setting, measured, n, measured - t95 * error as low, measured + t95 * error as high
+select setting, moment, unit, measured, n, measured - t95 * error as low, measured + t95 * error as high
 from over_seeds
 left join student using (n)
-order by setting
+order by setting, moment, unit
 
 -- --- Figure 6: class bias -------------------------------------------------------------------------------------------
 
@@ -387,7 +456,7 @@ by_class as (
     select trial, output, sum(probability) as taken, avg(gradient * batch) filter (where label <> output) as slope
     from class_bias
     join settings using (trial)
-    where step = 0 and biases = 'as they are'
+    where step = 0 and biases = 'as they are' and papers
     group by trial, output
 ),
 
@@ -483,7 +552,7 @@ with
 by_layer as (
     select
         layer_index,
-        max(ratio) filter (where setting = 'batch norm') / max(ratio) filter (where setting = 'no norm') as gain,
+        max(measured) filter (where setting = 'batch norm') / max(measured) filter (where setting = 'no norm') as gain,
         min(n) filter (where setting in ('batch norm', 'no norm')) as n
     from sums_of_gradients
     group by layer_index
@@ -502,13 +571,31 @@ where layer_index = 45 and step = 0 and setting in ('no norm', 'batch norm')
 order by setting desc, output, input
 
 -- name: rank_of_gradients
--- One row per setting and layer: effective rank of the gradient over the most that it can be, over seeds.
-select setting, layer_index, avg(effective_rank / full_rank) as rank, count(*) as n
+-- One row per setting and layer: effective rank of the gradient over the most that it can be, and the same of its
+-- magnitudes over input and output channels, as figure 7 shows them; means over seeds.
+select
+    setting,
+    layer_index,
+    avg(effective_rank / full_rank) as rank,
+    avg(channel_rank / full_channel_rank) as channel_rank,
+    count(*) as n
 from gradient
 join settings using (trial)
 where step = 0 and effective_rank is not null and layer_index > 1
 group by setting, layer_index
 order by setting, layer_index
+
+-- name: rank_over_channels
+-- One row per setting and layer: effective rank of the magnitudes over channels, over the most that it can be.
+select setting, layer_index, channel_rank, n
+from rank_of_gradients
+order by setting, layer_index
+
+-- name: rank_of_layer_45
+-- One row per setting: effective rank of the matrix that figure 7 shows, over the most that it can be.
+select setting, channel_rank as measured, n
+from rank_of_gradients
+where layer_index = 45
 
 -- name: loss_of_rank
 -- One row: effective rank of the gradient without norm over that with batch norm, mean over the layers between the stem and
@@ -532,11 +619,11 @@ where ratio is not null
 
 -- name: variance_between_units
 -- One row per setting and layer: variance of the gradient's length between the units of the layer over that between
--- mini-batches, geometric mean over seeds.
-select setting, layer_index, exp(avg(ln(between_units / between_batches))) as ratio, count(*) as n
+-- mini-batches, each a mean over seeds.
+select setting, layer_index, avg(between_units) / avg(between_batches) as ratio, count(*) as n
 from mean_gradient
 join settings using (trial)
-where step = 0 and between_units > 0 and between_batches > 0
+where step = 0 and between_batches > 0
 group by setting, layer_index
 order by setting, layer_index
 
@@ -651,12 +738,12 @@ from at_batch
 -- --- The third reviewer: the part of the gradient that does not depend on the images ---------------------------------
 
 -- name: independent_part
--- One row per setting and layer: share of a mini-batch's squared gradient that is common to all, without bias, and the
--- radial share of that common part; means over seeds.
+-- One row per setting and layer: share of a mini-batch's squared gradient that is common to all, without bias, so that it
+-- may come out below 0; and the radial share of the squared mean gradient. Means over seeds.
 select
     setting,
     layer_index,
-    avg(greatest(mean_square - batch_variance / batches, 0) / batch_square) as common,
+    avg(mean_square - batch_variance / batches) / avg(batch_square) as common,
     avg(radial * radial / mean_square) as radial,
     count(*) as n
 from mean_gradient
@@ -684,19 +771,21 @@ from independent_part
 group by setting
 
 -- name: loss_along_the_common_part
--- One row per setting that the paper compares, direction and length: loss over the loss before, geometric mean over seeds.
+-- One row per setting that the paper compares, direction and length at which every seed was looked at, and no loss left the
+-- numbers: loss over the loss before, geometric mean over seeds with their range.
 select
     setting,
     direction,
     length,
-    exp(avg(ln(relative))) as relative,
+    exp(avg(ln(least(relative, 1e300)))) as relative,
     min(relative) as minimum,
     max(relative) as maximum,
     count(*) as n
 from loss_along_mean_gradient
 join settings using (trial)
-where compared and step = 0 and relative < 'infinity'::double
-group by all
+where compared and step = 0
+group by setting, direction, length
+qualify n = max(n) over (partition by setting, direction) and maximum < 'infinity'::double
 order by setting desc, direction, length
 
 -- name: narrowness

@@ -139,7 +139,7 @@ def test_a_written_number_is_on_the_same_side_of_the_band_as_the_number(value):
 def test_the_papers_number_keeps_the_digits_the_paper_gave():
     assert [claim(paper=paper).paper_text for paper in (0.82, 0.697, 1.0, None)] == ["82 %", "69.7 %", "100 %", "–"]
     assert claim(standing=Standing.DIGITISED).standing_text == "≈, digitised"
-    assert claim(paper=None).standing_text == "not recovered"
+    assert claim(paper=None).standing_text == "no number; found"
 
 
 def test_intervals_are_written_from_low_to_high_with_the_digits_of_their_middle(session):

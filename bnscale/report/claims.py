@@ -55,7 +55,7 @@ class Claim:
     sentence: str
     source: str  # "Frankle et al. 2021, abstract"
     query: str  # name in the study's .sql file
-    paper: float | None  # None where the paper's number was not recovered
+    paper: float | None  # None where the paper has no number, or none that was recovered
     unit: str
     band: tuple[float, float]  # measured numbers that count as reproduced, both ends included; inf allowed
     reason: str  # why this band
@@ -97,7 +97,9 @@ class Claim:
 
     @property
     def standing_text(self) -> str:
-        return "not recovered" if self.paper is None else Standing(self.standing).mark
+        """How sure we are that the paper says it: of the number, or where there is none of the sentence."""
+        mark = Standing(self.standing).mark
+        return f"no number; {mark}" if self.paper is None else mark
 
     @property
     def band_text(self) -> str:
