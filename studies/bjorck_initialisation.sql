@@ -26,6 +26,10 @@ select
     and augmentation = 'flip_shift'
     and norm_init = 'ones'
     and momentum = 0.9
+    and weight_decay = 0.0005
+    and warmup = 0
+    and affine = 'both'
+    and precision = 'fp32'
     and lr = if(norm = 'none', 0.0001, 0.1) as papers
 from chosen
 join trials using (trial)
