@@ -102,7 +102,8 @@ CLAIMS = [
         paper=None,
         unit="decades",
         band=(0.3, math.inf),
-        reason=STEP_OF_LATTICE + "By how much further apart the largest rates of the initialisations lie without norms, "
+        reason=STEP_OF_LATTICE
+        + "By how much further apart the largest rates of the initialisations lie without norms, "
         "over the seeds for which every initialisation has one. Reviewers point to works in which orthogonal weights "
         "alone keep a deep network well-conditioned.",
         standing=Standing.INFERRED,

@@ -587,9 +587,7 @@ def _band(low: str, high: str) -> str:
     return "interval over seeds" if low.endswith("low") else f"{low} to {high} over seeds".replace("_", " ")
 
 
-def _legend(
-    axes: Axes, along: Along, band: str, standings: set[Standing], chance: float | None, crosses: bool
-) -> None:
+def _legend(axes: Axes, along: Along, band: str, standings: set[Standing], chance: float | None, crosses: bool) -> None:
     """What is ours and what is the paper's; which series is which stands at the lines themselves."""
     marker = "o" if along is Along.GRID else ""
     ours = f"measured, with {band}" if band else "measured"

@@ -246,7 +246,9 @@ def relate_searches(session: "Session", found: list[Search]) -> None:
     session.relate(
         "bracket",
         {
-            "trial": [(search.ladder[max(search.known)] if search.known else search.next[0]).trial.id for search in found],
+            "trial": [
+                (search.ladder[max(search.known)] if search.known else search.next[0]).trial.id for search in found
+            ],
             "trains": [trains for trains, _ in ends],
             "fails": [fails for _, fails in ends],
             "settled": [not search.next for search in found],
