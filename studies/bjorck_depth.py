@@ -40,7 +40,7 @@ from bnscale.trial import Norm, NormInit, Trainable, WeightInit
 # and with them at 0.1; two decades of room on either side.
 RATES = Bisection(axis="lr", low=1e-6, high=10.0, factor=2.0, verdict="trains")
 
-# Only what both presets ask for: a figure says of all that stands here whether it was measured. Others get a colour too.
+# What both presets ask for: a figure says of all that stands here whether it was measured. Others get a colour too.
 STYLES = [
     Series("none, glorot_normal", "none, Glorot", "#8a3324"),
     Series("none, he_normal", "none, He", "#c8452f"),
@@ -115,8 +115,8 @@ FIGURES = [
     Figure(
         title="Largest learning rate over depth",
         query="largest_rate",
-        caption="The largest learning rate that trains: geometric mean and range over the seeds for which one was found. "
-        "A search in which no rate trains, or none fails, found none and is left out; `n_not_found` counts them.",
+        caption="The largest learning rate that trains: geometric mean and range over the seeds for which one was "
+        "found. A search in which no rate trains, or none fails, found none and is left out; n_not_found counts them.",
         draw=curves(
             x="depth",
             y="rate",

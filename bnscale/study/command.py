@@ -20,7 +20,7 @@ from bnscale.study.asked import Asked, here
 from bnscale.study.declare import Study
 from bnscale.study.run import Way, run
 from bnscale.study.say import make_report, say_plan, say_status
-from bnscale.trial import Refusal
+from bnscale.trial import Refusal, near
 
 COMMANDS = ("plan", "run", "status", "report", "sql")
 
@@ -132,7 +132,10 @@ def _named(name: str, queries: Queries, session: Session) -> str:
     try:
         return queries[name].sql
     except Refusal as mistake:
-        raise Refusal(f"{mistake}, or ask a table: {', '.join(session.tables)}") from None
+        tables = session.tables
+        raise Refusal(
+            f"{mistake}. Nor is there such a table{near(name, tables)} The tables: {', '.join(tables)}"
+        ) from None
 
 
 def _this_machine_s() -> str:
