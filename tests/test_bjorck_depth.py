@@ -59,7 +59,7 @@ def searched(
     largest: Callable[[Trial], int] = known,
     begun: Callable[[Trial], bool] = lambda trial: True,
 ) -> Asked:
-    """The study over a store in which every search that has begun is at its end: what it found trains, the next does not."""
+    """The study over a store in which every search that has begun is at its end."""
     asked = Asked.of(study(), FOLDER / "bjorck_depth.py", "laptop", list(sets), folder, folder)
     store = Store(folder)
     for search in asked.searches:

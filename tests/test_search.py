@@ -258,7 +258,7 @@ def test_where_nothing_trains_the_map_says_that_nothing_was_found_and_gives_no_b
         record(tmp_path, trial(lr), Outcome.DIVERGED)
     said = Console(record=True, width=200, quiet=False, file=io.StringIO())
     say_status(ask(tmp_path, sets=("depth=8", "seed=0")), said)
-    assert said.export_text().splitlines()[1].endswith("not found")
+    assert said.export_text().splitlines()[1].rstrip().endswith("  not found")
 
 
 def test_a_damaged_file_of_a_search_is_mended_by_what_the_refusal_names(tmp_path: Path) -> None:
