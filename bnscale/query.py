@@ -28,7 +28,7 @@ PATIENCE = 20.0  # seconds with a store that changes while it is read; then a fi
 PAUSE = 0.02  # seconds between two looks
 
 _MARK = "bnscale_export"  # a table that only our exports have
-_WAY_OUT = "its rows cannot be read; --skip-damaged leaves such files out"
+_LEFT_OUT = "--skip-damaged of `bnscale sql` and `bnscale export` leaves such files out"
 # What a question can do wrong. DuckDB reports a damaged file as one of many others.
 _ASKED_WRONG = (
     duckdb.ParserException,
@@ -174,9 +174,14 @@ class Session:
             if self._manifests == before:
                 break
         tables = self._behind(query)
-        suspects = [(path, damage(path, part)) for table, _, path, part in self._named() if table in tables]
-        found = [f"{path}: {wrong}; {_WAY_OUT}" for path, wrong in suspects if wrong]
+        suspects = [(path, damage(path, part), trial) for table, trial, path, part in self._named() if table in tables]
+        found = [f"{path}: {wrong}; {self._way_out(trial)}" for path, wrong, trial in suspects if wrong]
         raise Refusal(found[0] if found else str(why)) from None
+
+    @property
+    def tables(self) -> list[str]:
+        """Names of the tables that a question may read."""
+        return [*self._views, "student", *self._related]
 
     def relate(self, name: str, columns: dict[str, list[Any]], stated: dict[str, str] | None = None) -> None:
         """Add a small table under this name, or replace it. A column has its `stated` type, or that of `trials`."""
@@ -233,7 +238,7 @@ class Session:
         for last in _looks():
             self._manifests: list[Manifest] = []
             self._files: dict[str, list[tuple[str, str]]] = {}  # table to trial and path
-            self._broken: dict[str, list[str]] = {}  # table to what is wrong with its files
+            self._broken: dict[str, list[tuple[str, str]]] = {}  # table to trial and what is wrong with a file of it
             for manifest in self._store.manifests():
                 self._look(manifest, check)
             try:
@@ -241,9 +246,11 @@ class Session:
                 break
             except duckdb.Error as error:
                 if last:
-                    raise Refusal(f"store {self._store.root}: {_gist(error)}; {_WAY_OUT}") from None
+                    raise Refusal(
+                        f"store {self._store.root}: {_gist(error)}; its rows cannot be read; {_LEFT_OUT} and names them"
+                    ) from None
                 check = damage  # a file went away a moment ago, or one of the right size cannot be read
-        skipped = [each for broken in self._broken.values() for each in broken] if self._skip_damaged else []
+        skipped = [said for broken in self._broken.values() for _, said in broken] if self._skip_damaged else []
         self.damaged = [reason for _, reason in self._store.damaged] + odd + skipped
 
     def _look(self, manifest: Manifest, check: Callable[[Path, Part], str | None]) -> None:
@@ -259,7 +266,7 @@ class Session:
         self._manifests.append(manifest)
         for table, trial, path, part, reason in looked:
             if reason:
-                self._broken.setdefault(table, []).append(f"{path}: {reason} ({part.rows} rows)")
+                self._broken.setdefault(table, []).append((trial, f"{path}: {reason} ({part.rows} rows)"))
             else:
                 self._files.setdefault(table, []).append((trial, _literal(os.path.realpath(path))))
 
@@ -271,7 +278,13 @@ class Session:
     def _readable(self, tables: set[str]) -> None:
         for table in sorted(tables & self._broken.keys()):
             if not self._skip_damaged:
-                raise _Unreadable(f"table {table}: {self._broken[table][0]}; {_WAY_OUT}")
+                trial, said = self._broken[table][0]
+                raise _Unreadable(f"table {table}: {said}; {self._way_out(trial)}")
+
+    def _way_out(self, trial: str) -> str:
+        """What mends a damaged file of a trial, for whoever trains and for whoever only reads."""
+        manifest = self._store.root / "manifests" / f"{trial}.json"
+        return f"its rows cannot be read; delete {manifest} to train the trial again; {_LEFT_OUT}"
 
     # --- one question -----------------------------------------------------------------------------
 

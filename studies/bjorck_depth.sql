@@ -1,9 +1,10 @@
 -- Queries of studies/bjorck_depth.py. Four tables are not the store's: `plan` has one row per trial of the preset that
 -- has been or will next be tried; `tried` one per trial with a result, and whether it `trains` as the first query says;
--- `bracket` one per search that has begun: the largest rate known to train, the smallest above it known not to, whether
--- the search is `settled`, and a `trial` of it; `student` the 97.5 % quantile t95 of Student's t for n readings.
--- A search in which no rate trains counts as its lowest rate, and one in which all do as its highest: the falls and
--- leads that follow are at least as large as they are said to be.
+-- `bracket` one per search: the largest rate known to train, the smallest above it known not to, whether the search is
+-- `settled`, and a `trial` of it; `student` the 97.5 % quantile t95 of Student's t for n readings.
+-- A search in which no rate trains has found none, and nor has one in which no rate fails: the first may have stepped
+-- over rates that train, for it takes every rate that fails for too large. Such a search is counted and stands for no
+-- rate, here as in studies/bjorck_learning_rate.sql.
 
 -- name: trains
 -- One row per trial with a result: whether it ends with at least twice as many training images right as chance has.
@@ -29,25 +30,28 @@ where outcome in ('finished', 'diverged')
 
 -- name: settled
 -- One row per search that is settled, of ResNets with norms after every layer or nowhere: decimal logarithm of the
--- largest rate that trains; `below` where none does, and the lowest bounds it from above.
-select norm, weight_init, depth, seed, log10(coalesce(bracket.trains, fails)) as rate, bracket.trains is null as below
+-- largest rate that trains, NULL where none was found. A seed with several searches in one setting, as of two batch
+-- sizes, is left out: they are no repeats.
+select norm, weight_init, depth, seed, case when fails is not null then log10(bracket.trains) end as rate
 from bracket
 join trials using (trial)
-where settled and network = 'resnet' and placement in ('every', 'none')
+where network = 'resnet' and placement in ('every', 'none')
+qualify settled and count(*) over (partition by norm, weight_init, depth, seed) = 1
 
 -- name: all_settled
--- The same once every search is settled, and nothing before.
+-- The same once every search is settled, those that have not begun among them, and nothing before.
 select *
 from settled
 where (select bool_and(settled) from bracket)
 
 -- name: largest_rate
--- One row per norm, initialisation and depth: the largest rate that trains, geometric mean and range over seeds.
+-- One row per norm, initialisation and depth: the largest rate that trains, geometric mean and range over the n seeds
+-- for which one was found; for n_not_found seeds none was.
 select
     norm || ', ' || weight_init as network,
     depth,
-    count(*) as n,
-    count(*) filter (where below) as n_below,
+    count(rate) as n,
+    count(*) - count(rate) as n_not_found,
     pow(10, avg(rate)) as rate,
     pow(10, min(rate)) as minimum,
     pow(10, max(rate)) as maximum
@@ -57,7 +61,7 @@ order by norm desc, weight_init, depth
 
 -- name: accuracy_at_rates_tried
 -- One row per norm, initialisation and rate that was tried at the deepest network: training accuracy over seeds, and
--- the share of trials that diverged.
+-- the share of trials that diverged. A seed with several trials at a rate is left out.
 with
 -- one row per trial that was tried at the deepest network
 deepest as (
@@ -65,7 +69,7 @@ deepest as (
     from tried
     join trials using (trial)
     where network = 'resnet' and placement in ('every', 'none')
-    qualify depth = max(depth) over ()
+    qualify depth = max(depth) over () and count(*) over (partition by norm, weight_init, depth, lr, seed) = 1
 ),
 
 -- one row per trial that was read: training accuracy at its last step
@@ -87,117 +91,97 @@ left join final using (trial)
 group by network, lr
 order by network, lr
 
--- name: fall_without_norms
--- One row: decades by which the largest rate without norms falls from the shallowest depth to the deepest, for the
--- initialisation with which it falls least; interval over seeds.
+-- name: falls
+-- One row per norm, initialisation and seed: decades by which the largest rate falls from the shallowest depth to the
+-- deepest; NULL where it was not found at one of them.
 with
--- one row per initialisation and seed
-falls as (
-    select weight_init, seed, arg_min(rate, depth) - arg_max(rate, depth) as fall
-    from all_settled
-    where norm = 'none'
-    group by weight_init, seed
-    having min(depth) = (select min(depth) from all_settled) and max(depth) = (select max(depth) from all_settled)
-        and min(depth) < max(depth)
-),
-
--- one row per initialisation
-over_seeds as (
-    select avg(fall) as measured, count(*) as n, stddev_samp(fall) / sqrt(count(*)) as error
-    from falls
-    group by weight_init
-)
-
-select measured, n, measured - t95 * error as low, measured + t95 * error as high
-from over_seeds
-left join student using (n)
-order by measured
-limit 1
-
--- name: lead_of_batch_norm
--- One row: decades by which the largest rate with batch normalization is above that without norms, at the depth and
--- for the initialisation where it is least; interval over seeds.
-with
--- one row per initialisation, depth and seed
-leads as (
-    select weight_init, depth, seed, batch.rate - bare.rate as lead
-    from all_settled as batch
-    join all_settled as bare using (weight_init, depth, seed)
-    where batch.norm = 'batch' and bare.norm = 'none'
-),
-
--- one row per initialisation and depth
-over_seeds as (
-    select avg(lead) as measured, count(*) as n, stddev_samp(lead) / sqrt(count(*)) as error
-    from leads
-    group by weight_init, depth
-)
-
-select measured, n, measured - t95 * error as low, measured + t95 * error as high
-from over_seeds
-left join student using (n)
-order by measured
-limit 1
-
--- name: fall_that_batch_norm_spares
--- One row: from the shallowest depth to the deepest, by how many decades more the largest rate falls without norms than
--- with batch normalization, as a mean over initialisations; interval over seeds.
-with
--- one row per norm, initialisation and seed
-falls as (
-    select norm, weight_init, seed, arg_min(rate, depth) - arg_max(rate, depth) as fall
-    from all_settled
-    group by norm, weight_init, seed
-    having min(depth) = (select min(depth) from all_settled) and max(depth) = (select max(depth) from all_settled)
-        and min(depth) < max(depth)
-),
-
--- one row per seed
-spared as (
-    select seed, avg(bare.fall - batch.fall) as spared
-    from falls as bare
-    join falls as batch using (weight_init, seed)
-    where batch.norm = 'batch' and bare.norm = 'none'
-    group by seed
-),
-
 -- one row
-over_seeds as (
-    select avg(spared) as measured, count(*) as n, stddev_samp(spared) / sqrt(count(*)) as error
-    from spared
-)
-
-select measured, n, measured - t95 * error as low, measured + t95 * error as high
-from over_seeds
-left join student using (n)
-
--- name: spread_that_batch_norm_spares
--- One row: at the deepest network, by how many decades the largest rates of the initialisations lie further apart
--- without norms than with batch normalization; interval over seeds.
-with
--- one row per norm and seed at the deepest network, where there are several initialisations
-spreads as (
-    select norm, seed, max(rate) - min(rate) as spread
+ends as (
+    select min(depth) as shallowest, max(depth) as deepest
     from all_settled
-    where depth = (select max(depth) from all_settled)
-    group by norm, seed
-    having count(distinct weight_init) > 1
-),
-
--- one row per seed
-spared as (
-    select seed, bare.spread - batch.spread as spared
-    from spreads as bare
-    join spreads as batch using (seed)
-    where batch.norm = 'batch' and bare.norm = 'none'
-),
-
--- one row
-over_seeds as (
-    select avg(spared) as measured, count(*) as n, stddev_samp(spared) / sqrt(count(*)) as error
-    from spared
 )
 
-select measured, n, measured - t95 * error as low, measured + t95 * error as high
-from over_seeds
-left join student using (n)
+select
+    norm,
+    weight_init,
+    seed,
+    max(rate) filter (where depth = shallowest) - max(rate) filter (where depth = deepest) as fall
+from all_settled
+cross join ends
+where shallowest < deepest
+group by norm, weight_init, seed
+
+-- name: spreads
+-- One row per norm and seed at the deepest network: decades between the largest rates of its initialisations; NULL
+-- where there is one initialisation or a rate was not found.
+select
+    norm,
+    seed,
+    case when count(*) > 1 and count(rate) = count(*) then max(rate) - min(rate) end as spread
+from all_settled
+where depth = (select max(depth) from all_settled)
+group by norm, seed
+
+-- name: effects
+-- One row per effect, setting and seed: decades, NULL where one of the rates was not found. `fall`: by which the rate
+-- falls with depth without norms. `lead`: by which it is larger with batch normalization. `spared fall`, `spared
+-- spread`: by which it falls further, and its initialisations lie further apart, without norms than with them.
+select 'fall' as effect, weight_init as setting, seed, fall as decades
+from falls
+where norm = 'none'
+
+union all
+
+select 'lead', weight_init || ', ' || depth, seed, batch.rate - bare.rate
+from all_settled as batch
+join all_settled as bare using (weight_init, depth, seed)
+where batch.norm = 'batch' and bare.norm = 'none'
+
+union all
+
+select 'spared fall', weight_init, seed, bare.fall - batch.fall
+from falls as batch
+join falls as bare using (weight_init, seed)
+where batch.norm = 'batch' and bare.norm = 'none'
+
+union all
+
+select 'spared spread', 'deepest', seed, bare.spread - batch.spread
+from spreads as batch
+join spreads as bare using (seed)
+where batch.norm = 'batch' and bare.norm = 'none'
+
+-- name: least_effect
+-- One row per effect: its decades in the setting where they are least, interval over seeds. One setting of less than
+-- 0.3, a step of the lattice, is enough to refute a claim, and n are its seeds; to bear it out takes all, and then n
+-- are the seeds of the setting that has fewest.
+with
+-- one row per effect and setting
+over_seeds as (
+    select
+        effect,
+        setting,
+        avg(decades) as measured,
+        count(decades) as readings,
+        stddev_samp(decades) / sqrt(count(decades)) as error
+    from effects
+    group by effect, setting
+),
+
+-- one row per effect
+least as (
+    select *, min(readings) over (partition by effect) as fewest
+    from over_seeds
+    qualify row_number() over (partition by effect order by measured nulls last, setting) = 1
+)
+
+select
+    effect,
+    setting,
+    measured,
+    if(measured < 0.3, readings, fewest) as n,
+    measured - t95 * error as low,
+    measured + t95 * error as high
+from least
+left join student on student.n = readings
+order by effect

@@ -1,5 +1,6 @@
 """A study that searches: bisection finds what there is to find in few trials, and goes on where it was stopped."""
 
+import io
 import math
 import os
 import runpy
@@ -24,8 +25,10 @@ from bnscale.probes import TABLES, Curve
 from bnscale.store import Store
 from bnscale.study import Bisection, Preset, Study, grid
 from bnscale.study.asked import Asked
+from bnscale.study.command import app
 from bnscale.study.plan import plan, verdicts
 from bnscale.study.run import Way, run
+from bnscale.study.say import say_status
 from bnscale.study.search import Bracket
 from bnscale.trial import Augmentation, Data, Network, Norm, Outcome, Pixels, Refusal, Trainable, Trial
 
@@ -176,12 +179,23 @@ group by trials.trial, outcome
 """
 
 
-def ask(folder: Path, sql: str = SQL, sets: tuple[str, ...] = (), **changes) -> Asked:
+def asking(folder: Path, sql: str = SQL, **changes) -> Study:
     (folder / "asking.sql").write_text(sql)
-    study = Study(
+    return Study(
         name="asking", doc="What?", paper=preset(**changes), laptop=preset(**changes), probes={}, claims=[], figures=[]
     )
-    return Asked.of(study, folder / "asking.py", "laptop", list(sets), folder / "results", folder)
+
+
+def commands(folder: Path, *words: str) -> None:
+    """A command of the study, with its mistakes as they are raised."""
+    given = [*words, "--preset", "laptop", "--store", str(folder / "results")]
+    app(asking(folder), folder / "asking.py")(args=given, standalone_mode=False)
+
+
+def ask(folder: Path, sql: str = SQL, sets: tuple[str, ...] = (), **changes) -> Asked:
+    return Asked.of(
+        asking(folder, sql, **changes), folder / "asking.py", "laptop", list(sets), folder / "results", folder
+    )
 
 
 def record(folder: Path, trial: Trial, outcome: Outcome, accuracy: float | None = None) -> None:
@@ -228,6 +242,51 @@ def test_brackets_say_where_each_search_is_and_what_was_tried(tmp_path: Path) ->
     assert session.sql(bracket).rows == [(8, 0, 0.1, 0.316, True), (8, 1, 0.1, None, False), (14, 0, None, 0.01, True)]
     assert session.sql("select count(*), count(*) filter (where trains) from tried").rows == [(6, 2)]
     assert session.sql("select count(*) from plan").rows == [(6 + 1 + 1,)]  # and the next of two searches
+
+
+def test_a_search_that_has_not_begun_has_a_row_without_ends_and_is_not_settled(tmp_path: Path) -> None:
+    record(tmp_path, trial(0.1), Outcome.FINISHED, 0.9)
+    record(tmp_path, trial(0.316), Outcome.DIVERGED)
+    session = ask(tmp_path).session()
+    rows = session.sql("select trial, trains, fails, settled from bracket order by settled desc, trial").rows
+    to_come = sorted(trial(0.1, seed, depth).id for seed, depth in [(1, 8), (0, 14), (1, 14)])
+    assert rows == [(trial(0.316).id, 0.1, 0.316, True), *((each, None, None, False) for each in to_come)]
+
+
+def test_where_nothing_trains_the_map_says_that_nothing_was_found_and_gives_no_bound(tmp_path: Path) -> None:
+    for lr in (0.1, 0.0316, 0.01):
+        record(tmp_path, trial(lr), Outcome.DIVERGED)
+    said = Console(record=True, width=200, quiet=False, file=io.StringIO())
+    say_status(ask(tmp_path, sets=("depth=8", "seed=0")), said)
+    assert said.export_text().splitlines()[1].rstrip().endswith("  not found")
+
+
+def test_a_damaged_file_of_a_search_is_mended_by_what_the_refusal_names(tmp_path: Path) -> None:
+    record(tmp_path, trial(0.1), Outcome.FINISHED, 0.9)
+    (file,) = (tmp_path / "results" / "curve").rglob("*.parquet")
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(Refusal) as refused:
+        ask(tmp_path)
+    manifest = tmp_path / "results" / "manifests" / f"{trial(0.1).id}.json"
+    assert f"{file}: has " in str(refused.value)
+    assert f"; delete {manifest} to train the trial again; " in str(refused.value)
+    manifest.unlink()
+    assert (8, 0, 0.1) in rates(ask(tmp_path))
+    record(tmp_path, trial(0.1), Outcome.FINISHED, 0.9)
+    assert (8, 0, 0.316) in rates(ask(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["tried", "bracket", "plan", "student", "Trials", "trains"])
+def test_a_table_and_a_query_may_be_asked_by_their_names(name: str, tmp_path: Path, capsys: Any) -> None:
+    record(tmp_path, trial(0.1), Outcome.FINISHED, 0.9)
+    commands(tmp_path, "sql", name)
+    assert len(capsys.readouterr().out.splitlines()) > 1
+
+
+def test_a_name_that_is_neither_a_query_nor_a_table_is_refused_with_both_lists(tmp_path: Path) -> None:
+    record(tmp_path, trial(0.1), Outcome.FINISHED, 0.9)
+    with pytest.raises(Refusal, match=r"^query brackett: .* no such query\. .* table; did you mean bracket\? .*tried"):
+        commands(tmp_path, "sql", "brackett")
 
 
 def test_values_that_were_set_have_brackets_too(tmp_path: Path) -> None:
@@ -332,7 +391,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 def inside(file: Path, *words: str) -> int:
-    """A command that starts no cluster, in this process. The exit code."""
+    """A command in this process, which spares it seconds of imports. The exit code."""
     before = sys.argv, list(sys.path)
     sys.argv = [str(file), *words, "--preset", "laptop", "--store", str(file.parent / "results")]
     try:
@@ -413,9 +472,10 @@ def test_the_largest_rate_of_a_quadratic_is_two_over_its_curvature_also_where_th
     assert f"{len(after)} trials, {len(after)} done, 0 to train" in capsys.readouterr().out
 
 
-def test_a_trial_that_fails_ends_the_search_and_the_run_says_so(study: Path) -> None:
-    code, output = finish(start(study, "run", "--preset", "laptop", "--set", "seed=13"))
-    assert code == 1
+def test_a_trial_that_fails_ends_the_search_and_the_run_says_so(study: Path, capsys: Any) -> None:
+    assert inside(study, "run", "--set", "seed=13", "--address", "local") == 1
+    output, errors = capsys.readouterr()
+    assert errors == ""
     assert output.count("round 1 of at most 4") == 1
     assert "round 2" not in output
     assert "1 failed; running the study again tries them again:" in output

@@ -204,8 +204,8 @@ def curves(
         if along is Along.GRID and len(every_x) <= (40 if scale is Scale.LOG else 12):
             tick_each(axes, sorted({*drawn_x, *(point.x for point in points)}), room)
         name_ends(axes, ends)
-        interval = low is not None and bool(table.readings(low))
-        _legend(axes, along, interval, standings, chance, bool(crosses))
+        band = _band(low, high) if low is not None and high is not None and table.readings(low) else ""
+        _legend(axes, along, band, standings, chance, bool(crosses))
         say_absent(sheet, [s.label for s in styles if s.key not in {t.key for t in styled}])
 
     return draw
@@ -582,19 +582,22 @@ def _paper_keys(standings: set[Standing], line: Literal["", "--"]) -> list[Artis
     ]  # fmt: skip
 
 
-def _legend(
-    axes: Axes, along: Along, interval: bool, standings: set[Standing], chance: float | None, crosses: bool
-) -> None:
+def _band(low: str, high: str) -> str:
+    """What a band is, by its columns: `low` to `high` is an interval, and `minimum` to `maximum` is none."""
+    return "interval over seeds" if low.endswith("low") else f"{low} to {high} over seeds".replace("_", " ")
+
+
+def _legend(axes: Axes, along: Along, band: str, standings: set[Standing], chance: float | None, crosses: bool) -> None:
     """What is ours and what is the paper's; which series is which stands at the lines themselves."""
     marker = "o" if along is Along.GRID else ""
-    ours = "measured, with interval over seeds" if interval else "measured"
+    ours = f"measured, with {band}" if band else "measured"
     keys: list[Artist] = [Line2D([], [], color=MUTED, linewidth=1.7, marker=marker, markersize=4.6, label=ours)]
     keys += _paper_keys(standings, line="--")
     if chance is not None:
         keys.append(Line2D([], [], color=MUTED, linewidth=0.9, dashes=(1, 2), label="chance"))
     if crosses:
         keys.append(Line2D([], [], color=MUTED, linestyle="", marker="x", markersize=4.6, label="share diverged"))
-    if len(keys) > 1 or interval:
+    if len(keys) > 1 or band:
         figure = axes.get_figure()
         assert figure is not None
         figure.legend(handles=keys, loc="outside upper left", ncols=abreast(keys), columnspacing=1.6)

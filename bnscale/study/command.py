@@ -13,12 +13,14 @@ import typer
 from rich.console import Console
 
 from bnscale import report
+from bnscale.query import Session
+from bnscale.report.claims import Queries
 from bnscale.store import Store
 from bnscale.study.asked import Asked, here
 from bnscale.study.declare import Study
 from bnscale.study.run import Way, run
 from bnscale.study.say import make_report, say_plan, say_status
-from bnscale.trial import Refusal
+from bnscale.trial import Refusal, near
 
 COMMANDS = ("plan", "run", "status", "report", "sql")
 
@@ -105,7 +107,7 @@ def app(study: Study, file: Path) -> typer.Typer:
     @commands.command("sql")
     def _sql(
         statement: Annotated[
-            str, typer.Argument(help="One statement that reads, or the name of a query of the study.")
+            str, typer.Argument(help="One statement that reads, or the name of a query of the study or of a table.")
         ],
         preset: PresetName = None,
         sets: Settings = None,
@@ -115,11 +117,25 @@ def app(study: Study, file: Path) -> typer.Typer:
         """Ask the results. Tables: trials, cells, plan, chosen, one a probe, and of a search tried and bracket."""
         Store.existing(store)
         asked = Asked.of(study, file, preset or _this_machine_s(), sets, store, folder)
+        session = asked.session()
         if statement.isidentifier():
-            statement = report.queries(file.with_suffix(".sql").read_text())[statement].sql
-        print(asked.session().sql(statement))
+            statement = _named(statement, report.queries(file.with_suffix(".sql").read_text()), session)
+        print(session.sql(statement))
 
     return commands
+
+
+def _named(name: str, queries: Queries, session: Session) -> str:
+    """The query of that name, or all of the table. Raises `Refusal` where there is neither."""
+    if name not in queries and name.lower() in session.tables:
+        return f"from {name}"
+    try:
+        return queries[name].sql
+    except Refusal as mistake:
+        tables = session.tables
+        raise Refusal(
+            f"{mistake}. Nor is there such a table{near(name, tables)} The tables: {', '.join(tables)}"
+        ) from None
 
 
 def _this_machine_s() -> str:

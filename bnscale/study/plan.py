@@ -229,9 +229,11 @@ def verdicts(session: "Session", query: str, sql: str) -> dict[str, bool]:
 def relate_searches(session: "Session", found: list[Search]) -> None:
     """Give a session two more tables: `tried`, the trials of searches that have a verdict, and `bracket`, how far each
     search is; its `trial` is one of the search, to join `trials` with.
+
+    A search that has not begun has a row too, or else what has begun would look like all there is: its ends are NULL,
+    it is not settled, and its trial is the one to come.
     """
-    begun = [each for each in found if each.known]
-    tried = [(search.ladder[place], trains) for search in begun for place, trains in search.known.items()]
+    tried = [(search.ladder[place], trains) for search in found for place, trains in search.known.items()]
     session.relate(
         "tried",
         {
@@ -240,14 +242,16 @@ def relate_searches(session: "Session", found: list[Search]) -> None:
         },
         {"trains": "boolean"},
     )
-    ends = [search.ends for search in begun]
+    ends = [search.ends for search in found]
     session.relate(
         "bracket",
         {
-            "trial": [search.ladder[max(search.known)].trial.id for search in begun],
+            "trial": [
+                (search.ladder[max(search.known)] if search.known else search.next[0]).trial.id for search in found
+            ],
             "trains": [trains for trains, _ in ends],
             "fails": [fails for _, fails in ends],
-            "settled": [not search.next for search in begun],
+            "settled": [not search.next for search in found],
         },
         {"trains": "double", "fails": "double", "settled": "boolean"},
     )

@@ -101,11 +101,12 @@ def say_status(asked: Asked, console: Console) -> None:
 
 
 def _bracket(search: Search) -> str:
-    """`0.1`, found; `0.1..0.8` or `?..?`, between the two; `≥10`, all of the lattice trains; `<0.001`, none does."""
+    """`0.1`, found; `0.1..0.8` or `?..?`, between the two; `≥10`, all that was tried trains; `not found`, nothing does,
+    which bounds it from no side: there may be rates that train between those that are too small and too large."""
     trains, fails = ("?" if end is None else f"{end:g}" for end in search.ends)
     if search.next:
         return f"{trains}..{fails}"
-    return f"<{fails}" if trains == "?" else f"≥{trains}" if fails == "?" else trains
+    return "not found" if trains == "?" else f"≥{trains}" if fails == "?" else trains
 
 
 def _state(manifest: Manifest | None, store: Path) -> str:

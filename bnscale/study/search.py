@@ -1,5 +1,9 @@
 """Bisection over the values of one field of a trial: the largest one that trains, for each cell and seed.
 
+Every value that does not train is taken for too large unless a larger one trains. Where small values cannot train in
+the time there is, and only some in between can, the search may step over those and end below them: it then has found
+nothing, and that none trained is no bound.
+
 Nothing here knows a store. What is known goes in as places on the lattice, counted from its lowest value, with whether
 that value trains; what to try next and how far the search is come out. So a search that was stopped goes on from what
 the store knows, and so does one that begins where another study has trained the same trials.
