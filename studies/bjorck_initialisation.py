@@ -20,7 +20,7 @@ Cost         6 updates at most. Paper preset, ResNet-110 on CIFAR-10, batch 128,
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from recipes import BJORCK_CIFAR
@@ -93,7 +93,7 @@ def along(query: str, sentence: str, row: dict[str, Any], paper: float) -> Claim
         row=row,
         paper=paper,
         unit="",
-        band=(paper / wide, paper * wide),
+        band=(float(f"{paper / wide:.3g}"), float(f"{paper * wide:.3g}")),
         reason=f"A factor of {wide:.3g} for the seed: the figure shows one network. "
         + ("Read off it roughly." if rough else "Reading it takes 20 % of that."),
         standing=Standing.DIGITISED,
@@ -542,6 +542,34 @@ def by_layer(
     )
 
 
+MOMENTS = [
+    PaperPoint(NONE, layer, math.exp(value), Standing.DIGITISED, panel)
+    for panel, values in (("channel means", LOG_MEAN), ("channel deviations", LOG_SD))
+    for layer, value in zip(DEEP, values, strict=True)
+]
+
+
+def by_moment(
+    styles: list[Series], low: str | None = None, high: str | None = None, paper: Sequence[PaperPoint] = ()
+) -> Callable[[Any, Any], None]:
+    """Means beside deviations, by layer."""
+    return panels(
+        x="layer_index",
+        y="reading",
+        series="setting",
+        styles=styles,
+        panel="panel",
+        xlabel="layer",
+        ylabel="mean over channels",
+        unit="",
+        xscale=Scale.LINEAR,
+        yscale=Scale.LOG,
+        low=low,
+        high=high,
+        paper=paper,
+    )
+
+
 FIGURES = [
     Figure(
         title="Gradient of layer 55",
@@ -621,27 +649,17 @@ FIGURES = [
     Figure(
         title="Channel means and deviations by layer",
         query="moments_by_layer",
-        caption="Natural logarithm of the channels' means (magnitudes) and standard deviations over images and "
-        "pixels, of what a layer computes before any norm; bands: one deviation of the channels. Hollow: the paper's "
-        "Log without norm, whose base it does not state, drawn as if natural: as decimal logarithms they would stand "
-        "2.3 times as high.",
-        draw=panels(
-            x="layer_index",
-            y="reading",
-            series="setting",
-            styles=STYLES,
-            panel="panel",
-            xlabel="layer",
-            ylabel="natural logarithm",
-            unit="",
-            xscale=Scale.LINEAR,
-            yscale=Scale.LINEAR,
-            paper=[
-                PaperPoint(NONE, layer, value, Standing.DIGITISED, panel)
-                for panel, values in (("channel means", LOG_MEAN), ("channel deviations", LOG_SD))
-                for layer, value in zip(DEEP, values, strict=True)
-            ],
-        ),
+        caption="The channels' means (magnitudes) and standard deviations over images and pixels, of what a layer "
+        "computes before any norm: means over the channels, bands one deviation of the channels either way. Hollow: "
+        "the paper's Log without norm, whose base it does not state, drawn as if natural.",
+        draw=by_moment(COMPARED, "low", "high", MOMENTS),
+        source=f"{PAPER}, figure 5",
+    ),
+    Figure(
+        title="The same for every setting",
+        query="moments_of_settings",
+        caption="Means over the channels, as above.",
+        draw=by_moment(STYLES),
         source=f"{PAPER}, figure 5",
     ),
     Figure(

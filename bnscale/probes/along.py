@@ -16,8 +16,8 @@ from bnscale.probes.moments import seen
 from bnscale.probes.probe import asks, something_trained
 from bnscale.probes.snapshot import Snapshot
 
-LENGTHS = tuple(float(f"{10 ** (third / 3):.3g}") for third in range(-15, -1))
-"""Step sizes from 1e-5 to 0.215, three a decade: those of figure 3."""
+LENGTHS = tuple(float(f"{10 ** (third / 3):.3g}") for third in range(-15, 0))
+"""Step sizes from 1e-5 to 0.464, three a decade: those of figure 3, which ends at 0.2, and one more."""
 JUMP = 10.0  # times the loss at a step size, where more are looked at before the next ...
 CLOSE = 1.25  # ... as long as the two are further apart than this factor
 DIVERGED = 1e3  # times the loss before: what the paper calls divergence

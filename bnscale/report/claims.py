@@ -138,7 +138,7 @@ class Judged:
             digits = 2 if 0 < abs(value) < 1 or 99 < abs(value) < 100 else 1
         else:
             digits = 0 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value))))
-        while digits < 8 and self.claim.holds(round(value, digits) / _scale(self.claim.unit)) != self.claim.holds(
+        while digits < 12 and self.claim.holds(round(value, digits) / _scale(self.claim.unit)) != self.claim.holds(
             self.measured
         ):
             digits += 1
@@ -149,18 +149,23 @@ class Judged:
         """`80.1 %`, or a dash."""
         if self.measured is None:
             return "–"
-        sign = "+" if self.claim.unit == "pt" else ""
-        shown = f"{self.measured * _scale(self.claim.unit):{sign}.{self.digits}f}"
-        return _with_unit(shown, self.claim.unit)
+        return _with_unit(self._shown(self.measured), self.claim.unit)
 
     @property
     def interval_text(self) -> str:
         """`79.2–81.0`, in the unit of the measured number; empty where there is none."""
         if self.measured is None or self.low is None or self.high is None:
             return ""
-        sign, between = ("+", " to ") if self.claim.unit == "pt" else ("", "–")
-        ends = (f"{end * _scale(self.claim.unit):{sign}.{self.digits}f}" for end in (self.low, self.high))
-        return (between if self.low >= 0 else " to ").join(ends).replace("-", "−")
+        between = " to " if self.claim.unit == "pt" or self.low < 0 else "–"
+        return between.join(map(self._shown, (self.low, self.high))).replace("-", "−")
+
+    def _shown(self, value: float) -> str:
+        """To the digits of the measured number; what needs a row of zeros as the paper's are written, 5.99e-05."""
+        sign = "+" if self.claim.unit == "pt" else ""
+        shown = f"{value * _scale(self.claim.unit):{sign}.{self.digits}f}"
+        assert self.measured is not None
+        tiny = self.claim.unit not in ("%", "pt") and 0 < abs(self.measured) < 1e-3
+        return f"{float(shown):.6g}" if tiny else shown
 
     @property
     def n_text(self) -> str:

@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bnscale.anatomy import placed
 from bnscale.engine import Gang
 from bnscale.engine.local import LocalEngine
+from bnscale.engine.machine import release_memory
 from bnscale.engine.objective import Objective
 from bnscale.networks import build, trained
 from bnscale.probes import TABLES, Cadence, Probe, demand
@@ -186,6 +187,7 @@ class Pace:
         assert trial is not None, "the ladder has trials that exist"
         if trial not in self._timed:
             self._timed[trial] = _time(trial, self.device, self.threads)
+            release_memory()  # a driver lives as long as its study
         return self._timed[trial]
 
 
