@@ -84,6 +84,7 @@ def prepare(trial: Trial, folder: Path) -> None:
     """Make sure that a trial's data can be read here, downloading it if need be. Raises `Refusal`."""
     _load(trial.data, folder, torch.device("cpu"), _dimensions(trial))
     _same_pixels(trial, folder)
+    _load.cache_clear()  # whoever asks does not train: workers read it themselves
 
 
 def _same_pixels(trial: Trial, folder: Path) -> None:
@@ -294,6 +295,7 @@ def _hub(data: Data, folder: Path) -> tuple[Pictures, Pictures]:
         if len({image.shape for image in images}) != 1:
             raise Refusal(f"data {folder / data}: its {part} images are none, or of several sizes; fetch it again")
         stacked = np.stack(images)
+        pa.default_memory_pool().release_unused()  # the files' bytes: Arrow would keep them for the next ones
         parts.append(Pictures(stacked if mode == "RGB" else stacked[..., None], np.concatenate(labels)))
     return parts[0], parts[1]
 

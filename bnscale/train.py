@@ -22,7 +22,7 @@ from bnscale.engine.local import LocalEngine
 from bnscale.engine.machine import facts_of, forget_peak, keep_freed_memory, peak_memory, release_memory
 from bnscale.networks import build, even_output, trained
 from bnscale.plateau import Plateau
-from bnscale.probes import Cadence, Curve, Probe, Snapshot, described
+from bnscale.probes import Cadence, Curve, Probe, Snapshot, demand, described
 from bnscale.store import Store
 from bnscale.trial import Outcome, OutputBias, Trial
 
@@ -100,6 +100,8 @@ def train(
                 return
             at = Snapshot(trial, step, engine, data)
             for probe in due:
+                if demand(probe).steps:
+                    release_memory()  # a reading has other tensors than a step, and no room for both in a full memory
                 rows = list(probe(at))
                 notebook.write(probe.__name__, rows)
                 progress = replace(progress, accuracy=_accuracy(rows, progress.accuracy))

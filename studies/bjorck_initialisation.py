@@ -864,8 +864,7 @@ study = Study(
         nuisance=[{}],
         seeds=range(3),
         note="This preset measures the paper's network on scikit-learn's digits (8x8 pixels), not on its CIFAR-10: "
-        "it asks whether the paper's trends show, not whether its numbers do. --preset paper takes a quarter of an "
-        "hour.",
+        "it asks whether the paper's trends show, not whether its numbers do. --preset paper takes 12 minutes.",
     ),
     probes={
         channel_moments: START,

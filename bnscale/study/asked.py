@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from bnscale import data, query, report
+from bnscale.engine.machine import release_memory
 from bnscale.networks.workers import check
 from bnscale.probes import TABLES
 from bnscale.probes import check as check_probe
@@ -139,6 +140,7 @@ class Asked:
             check(each.trial, workers)
         for each in {planned.trial.data: planned for planned in self.planned}.values():
             data.prepare(each.trial, self.data)
+        release_memory()  # this process outlives the study's workers, and trains nothing
 
     def left(self, store: Store, *, asha: bool = False) -> list[Trial]:
         """Trials that have no result yet, or none with the readings that this study needs; with `asha`, without those
