@@ -27,6 +27,7 @@ MEMORY = "2GiB"  # of one query; the rest of the machine is training
 PATIENCE = 20.0  # seconds with a store that changes while it is read; then a file that is not there counts as damage
 PAUSE = 0.02  # seconds between two looks
 
+_OF_A_STUDY = ("plan", "chosen", "tried", "bracket")  # tables that its grid makes of a store
 _MARK = "bnscale_export"  # a table that only our exports have
 _LEFT_OUT = "--skip-damaged of `bnscale sql` and `bnscale export` leaves such files out"
 # What a question can do wrong. DuckDB reports a damaged file as one of many others.
@@ -323,6 +324,8 @@ class Session:
         said = str(error)
         tables = self._views | self._related
         if match := re.search(r"Table with name (\S+) does not exist", said):
+            if match[1] in _OF_A_STUDY:
+                return f'table {match[1]}: only a study has it; ask there: python studies/NAME.py sql "..."'
             return f"table {match[1]}: no such table{near(match[1], list(tables))} The tables: {', '.join(tables)}"
         if match := re.search(r'column (?:named )?"([^"]+)"', said):
             names = re.findall(r'"([^"]+)"', said.partition("Candidate bindings")[2])

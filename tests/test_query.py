@@ -514,3 +514,10 @@ def test_an_export_replaces_nothing_but_an_export(root: Path, tmp_path: Path) ->
 
 if __name__ == "__main__":
     _study(Path(sys.argv[1]))
+
+
+@pytest.mark.parametrize("table", ["plan", "chosen", "tried", "bracket"])
+def test_a_table_that_only_a_study_has_is_refused_with_where_to_ask(table, tmp_path):
+    Store(tmp_path)
+    with pytest.raises(Refusal, match=f"^table {table}: only a study has it; ask there: python studies/NAME.py sql"):
+        query.open(tmp_path, {}).sql(f"select * from {table}")
