@@ -166,7 +166,7 @@ def mean_gradient(at: Snapshot) -> Iterator[MeanGradient]:
         )
 
 
-@asks(several_and_trained, steps=BATCHES + 5, rows=lambda trial: 1 + len(SMALL))
+@asks(several_and_trained, steps=BATCHES + 6, rows=lambda trial: 1 + len(SMALL))
 def gradient_noise(at: Snapshot) -> Iterator[GradientNoise]:
     """Bjorck et al. 2018, section 2.1: the noise of a gradient estimate falls as 1 / |B|.
 
