@@ -11,8 +11,8 @@ Prediction   Without norms 110 layers train at 0.0001 and diverge above it; with
              in place of 82.0 %. At 0.0001 batch normalization brings nothing (81.3 %). One norm before the
              classifier keeps two thirds of the gain.
 Refuted by   unnormalized networks that train at rates as large, or a gain that stays at the small rate.
-Cost         Laptop: 159 trainings, 8 minutes of one core as `plan` forecasts on an idle machine, so 4 on two. Paper
-             preset: 620 trainings of 110 layers for 165 epochs; a cluster.
+Cost         Laptop: 159 trainings, 6 minutes on 2 CPU cores. Paper preset: 620 trainings of 110 layers for 165 epochs;
+             a cluster.
 
     python studies/bjorck_learning_rate.py plan    trials, hours, memory, disk; starts nothing
     python studies/bjorck_learning_rate.py         runs what is not yet done, then reports

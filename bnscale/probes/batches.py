@@ -134,8 +134,8 @@ def mean_gradient_of(at: Snapshot) -> dict[str, Tensor]:
 @asks(several, steps=BATCHES, rows=lambda trial: trial.layers)
 def mean_gradient(at: Snapshot) -> Iterator[MeanGradient]:
     """Reviewers of Bjorck et al. 2018: how much of a gradient does not depend on the images, and where it points."""
-    several = at.kept(_several)
-    sums = several.sums
+    measured = at.kept(_several)
+    sums = measured.sums
     parameters = dict(at.network.named_parameters())
     for layer in layers(at.network):
         name = layer.weight
@@ -144,7 +144,7 @@ def mean_gradient(at: Snapshot) -> Iterator[MeanGradient]:
         length = float(weight.norm())
         radial = float(mean @ weight) / length if length else 0.0
         mean_square = sums.mean_square([name])
-        units_BU = several.units[name]
+        units_BU = measured.units[name]
         overall = float(units_BU.mean()) ** 2
         noise = float(units_BU.var(0, correction=1).mean())
         yield MeanGradient(
@@ -187,7 +187,7 @@ def sizes(trial: Trial) -> list[int]:
 
 
 def _of_size(at: Snapshot, size: int) -> Sums:
-    """Gradients of mini-batches of so many images: the batches to come, cut up; no image serves twice."""
+    """Of mini-batches of so many images: the batches to come, cut up; within an epoch no image serves twice."""
     sums, names = Sums(), at.names()
     enough = max(2, min(MOST, IMAGES // size))
     for images_NCHW, targets in _cut(at, size):
