@@ -67,11 +67,12 @@ class Toy:
         first = not evidence.exists()
         step = int(checkpoint.read_text()) if checkpoint.exists() else 0
         told = f"began {step} {os.getpid()} {time.time()}"
+        met: set[int] = set()
         with evidence.open("a") as file:
             print(told, file=file, flush=True)
             while step < total:
                 time.sleep(0.02)
-                self._meet(job, gang, step)
+                self._meet(job, gang, step, met)
                 step += 1
                 # Only the worker that does not lead, where there is one.
                 if gang.rank == gang.workers - 1 and step == 3:
@@ -101,8 +102,11 @@ class Toy:
         return Gang(rank, workers, torch.device("cpu"))
 
     @staticmethod
-    def _meet(job: Job, gang: Gang, step: int) -> None:
-        """A collective: waits for the other workers, and breaks when one of them is gone."""
+    def _meet(job: Job, gang: Gang, step: int, met: set[int]) -> None:
+        """A collective: waits for the other workers, and breaks when one that it `met` in this life is gone.
+
+        What a worker of an earlier life left is no broken connection: its successor may only be late.
+        """
         folder = Path(job.store)
         (folder / f"{job.trial.id}.at.{gang.rank}").write_text(f"{step} {os.getpid()}")
         for other in set(range(gang.workers)) - {gang.rank}:
@@ -111,9 +115,12 @@ class Toy:
                     at, pid = map(int, (folder / f"{job.trial.id}.at.{other}").read_text().split())
                 except (OSError, ValueError):
                     at = pid = -1
-                if pid > 0 and at >= step and psutil.pid_exists(pid):
+                there = pid > 0 and psutil.pid_exists(pid)
+                if there:
+                    met.add(pid)
+                if there and at >= step:
                     break
-                if pid > 0 and at == step - 1 and not psutil.pid_exists(pid):
+                if pid in met and not there:
                     raise RuntimeError("connection closed by peer")
                 time.sleep(0.005)
 
