@@ -49,3 +49,35 @@ def watched(some: Iterable[Layer], see: Callable[[Layer, Tensor, Tensor], None])
     finally:
         for handle in handles:
             handle.remove()
+
+
+def trunk(network: nn.Module) -> dict[str, nn.Module]:
+    """The parts that the forward pass goes through one after the other, by module path; what stands before and behind
+    them is not among them. Empty where a network has no such row."""
+    rows = {own: part for own, part in network.named_children() if isinstance(part, nn.Sequential)}
+    return {f"{own}.{name}": part for own, row in rows.items() for name, part in row.named_children()}
+
+
+def part_of(layer: Layer, parts: Iterable[str]) -> str | None:
+    """The part of a trunk in which a layer stands."""
+    return next((part for part in parts if layer.name.startswith(f"{part}.")), None)
+
+
+@contextmanager
+def begun_at(network: nn.Module, part: str, x: Tensor) -> Iterator[None]:
+    """Inside, the network's trunk begins at one part with `x` for its input: the parts before it do nothing."""
+    parts = trunk(network)
+    before = list(parts.values())[: list(parts).index(part)]
+    handle = parts[part].register_forward_pre_hook(lambda module, inputs: (x,))
+    for module in before:
+        module.forward = _hand_on
+    try:
+        yield
+    finally:
+        handle.remove()
+        for module in before:
+            del module.forward  # the class's own again
+
+
+def _hand_on(x: Tensor) -> Tensor:
+    return x

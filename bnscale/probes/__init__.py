@@ -3,7 +3,7 @@
 The name of the function is the name of its SQL table; the fields of its row are the columns. A probe
 is told nothing of cadence, files or ranks. One file a family:
 
-    curve.py      loss and accuracy on training, validation and test images
+    curve.py      loss and accuracy on training, validation and test images, or on the batches as they come
     gamma.py      gamma and beta of every norm layer, and what is left when small gammas are clamped
     sparsity.py   how much of each layer's output is zero
     spectrum.py   singular values of deep linear networks
@@ -12,8 +12,20 @@ is told nothing of cadence, files or ranks. One file a family:
     batches.py    what the gradients of several mini-batches share, and their noise
     along.py      the loss and the layers' moments along a direction
     class_bias.py what the classifier says of each image
+    landscape.py  loss and gradient on the way of an update
+    shift.py      internal covariate shift
+    activations.py distributions of what layers get and hand on, and how an update moves them
+    bound.py      both sides of a theorem on batch norm's gradients
 """
 
+from bnscale.probes.activations import (
+    ActivationHistogram,
+    Activations,
+    MomentChange,
+    activation_histogram,
+    activations,
+    moment_change,
+)
 from bnscale.probes.along import (
     LossAlong,
     MomentsAlong,
@@ -22,9 +34,10 @@ from bnscale.probes.along import (
     moments_along_gradient,
 )
 from bnscale.probes.batches import GradientNoise, MeanGradient, gradient_noise, mean_gradient
+from bnscale.probes.bound import GradientBound, gradient_bound
 from bnscale.probes.cadence import END, EPOCH, START, STEP, Cadence
 from bnscale.probes.class_bias import ClassBias, class_bias
-from bnscale.probes.curve import Curve, curve
+from bnscale.probes.curve import BatchCurve, Curve, batch_curve, curve
 from bnscale.probes.gamma import Clamp, Gamma, GammaHistogram, clamp, gamma, gamma_histogram
 from bnscale.probes.gradient import (
     Gradient,
@@ -34,26 +47,35 @@ from bnscale.probes.gradient import (
     gradient_histogram,
     gradient_matrix,
 )
+from bnscale.probes.landscape import Landscape, landscape
 from bnscale.probes.moments import ChannelMoments, channel_moments
-from bnscale.probes.probe import Probe, at_layers, check, demand, described
+from bnscale.probes.probe import Probe, at_layers, at_multiples, check, demand, described, looking, only
+from bnscale.probes.shift import CovariateShift, covariate_shift
 from bnscale.probes.snapshot import Row, Snapshot
 from bnscale.probes.sparsity import Sparsity, sparsity
 from bnscale.probes.spectrum import Spectrum, SpectrumHistogram, spectrum, spectrum_histogram
 
 TABLES: dict[str, type] = {
+    "activation_histogram": ActivationHistogram,
+    "activations": Activations,
+    "batch_curve": BatchCurve,
     "channel_moments": ChannelMoments,
     "clamp": Clamp,
     "class_bias": ClassBias,
+    "covariate_shift": CovariateShift,
     "curve": Curve,
     "gamma": Gamma,
     "gamma_histogram": GammaHistogram,
     "gradient": Gradient,
+    "gradient_bound": GradientBound,
     "gradient_histogram": GradientHistogram,
     "gradient_matrix": GradientMatrix,
     "gradient_noise": GradientNoise,
+    "landscape": Landscape,
     "loss_along_gradient": LossAlong,
     "loss_along_mean_gradient": LossAlong,
     "mean_gradient": MeanGradient,
+    "moment_change": MomentChange,
     "moments_along_gradient": MomentsAlong,
     "sparsity": Sparsity,
     "spectrum": Spectrum,
@@ -72,24 +94,34 @@ __all__ = [
     "Probe",
     "Row",
     "Snapshot",
+    "activation_histogram",
+    "activations",
     "at_layers",
+    "at_multiples",
+    "batch_curve",
     "channel_moments",
     "check",
     "clamp",
     "class_bias",
+    "covariate_shift",
     "curve",
     "demand",
     "described",
     "gamma",
     "gamma_histogram",
     "gradient",
+    "gradient_bound",
     "gradient_histogram",
     "gradient_matrix",
     "gradient_noise",
+    "landscape",
+    "looking",
     "loss_along_gradient",
     "loss_along_mean_gradient",
     "mean_gradient",
+    "moment_change",
     "moments_along_gradient",
+    "only",
     "sparsity",
     "spectrum",
     "spectrum_histogram",

@@ -1,8 +1,12 @@
-"""Learning curves."""
+"""Learning curves: on whole parts of the data, or on the batches as they come."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+
+from bnscale import loss
 from bnscale.probes.probe import asks
 from bnscale.probes.snapshot import Snapshot
 
@@ -26,3 +30,26 @@ def curve(at: Snapshot) -> Iterator[Curve]:
     for split in at.data.parts:
         score = at.evaluate(split)
         yield Curve(at.step, at.epoch, split, score.images, score.loss, score.accuracy, score.top5)
+
+
+@dataclass(frozen=True)
+class BatchCurve:
+    """The next batch at one step, as training sees it."""
+
+    step: int  # updates taken
+    epoch: float
+    images: int
+    loss: float  # mean cross-entropy in nats; of a regression, half the squared error, summed over vectors
+    accuracy: float | None  # share of images, in [0, 1]; null for a regression
+
+
+@asks(steps=0.35, rows=lambda trial: 1)
+def batch_curve(at: Snapshot) -> Iterator[BatchCurve]:
+    """Loss and accuracy in training mode: what Santurkar et al. 2018 call training accuracy (figures 1, 2 and 5)."""
+    images_NCHW, targets = at.batch()
+    with torch.no_grad():
+        outputs = at.forward(images_NCHW, {})
+    value = float(loss.of_batch(at.trial, outputs, targets))
+    hits = loss.right(at.trial, outputs, targets)
+    accuracy = None if hits is None else float(hits[0]) / len(targets)
+    yield BatchCurve(at.step, at.epoch, len(targets), value if math.isfinite(value) else math.inf, accuracy)

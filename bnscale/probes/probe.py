@@ -4,14 +4,15 @@ A probe is a function of a `Snapshot`. `asks` says beside it what it cannot do w
 refused before anything starts, and what it costs, so that a forecast knows.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from bnscale.anatomy import FAMILIES
 from bnscale.probes.cadence import Cadence
 from bnscale.probes.snapshot import Snapshot
-from bnscale.trial import Affine, Network, Refusal, Trainable, Trial
+from bnscale.trial import Affine, Network, Norm, Refusal, Trainable, Trial, near
 
 
 class Probe(Protocol):
@@ -82,6 +83,9 @@ class AtLayers:
         own = demand(self.measure)
         return Demand(self._lacks, own.steps, own.evaluations, lambda trial: own.rows(trial) * len(self.layers))
 
+    def __str__(self) -> str:
+        return f"at layers {', '.join(map(str, self.layers))}"
+
     def _lacks(self, trial: Trial) -> str | None:
         beyond = [number for number in self.layers if number > trial.layers]
         if not beyond:
@@ -99,6 +103,84 @@ def at_layers(measure: Callable[[Snapshot, tuple[int, ...]], Iterator[Any]], *la
     return AtLayers(measure, layers)
 
 
+@dataclass(frozen=True)
+class AtMultiples:
+    """A probe that goes along the gradient by multiples of the trial's learning rate, at most `most`."""
+
+    measure: Callable[[Snapshot, tuple[float, ...], float], Iterator[Any]]
+    multiples: tuple[float, ...]
+    most: float  # step size
+
+    @property
+    def __name__(self) -> str:
+        return self.measure.__name__
+
+    def __call__(self, at: Snapshot, /) -> Iterator[Any]:
+        return self.measure(at, self.multiples, self.most)
+
+    @property
+    def demand(self) -> Demand:
+        own, times = demand(self.measure), len(self.multiples)
+        return Demand(own.lacks, 1 + own.steps * times, own.evaluations, lambda trial: own.rows(trial) * times)
+
+    def __str__(self) -> str:
+        most = f", up to {self.most:g}" if self.most < math.inf else ""
+        return f"at {', '.join(f'{multiple:g}' for multiple in self.multiples)} times the learning rate{most}"
+
+
+def at_multiples(
+    measure: Callable[[Snapshot, tuple[float, ...], float], Iterator[Any]], *multiples: float, most: float = math.inf
+) -> AtMultiples:
+    """`at_multiples(landscape, 0.5, 1, 2, 4, most=0.4)`. Raises `Refusal` for what is no step forward."""
+    for each in (*multiples, most):
+        if not each > 0:
+            raise Refusal(f"probe {measure.__name__}: step {each:g}: must be greater than 0")
+    if not multiples or list(multiples) != sorted(set(multiples)):
+        raise Refusal(f"probe {measure.__name__}: steps {multiples}: give at least one, each once, in rising order")
+    return AtMultiples(measure, multiples, most)
+
+
+@dataclass(frozen=True)
+class Only:
+    """A probe that looks at some trials of a study and leaves the others alone."""
+
+    probe: Probe
+    fields: tuple[
+        tuple[str, tuple[Any, ...]], ...
+    ]  # of a trial that it looks at: field, and the values that it may have
+
+    @property
+    def __name__(self) -> str:
+        return self.probe.__name__
+
+    def __call__(self, at: Snapshot, /) -> Iterator[Any]:
+        return self.probe(at)
+
+    @property
+    def demand(self) -> Demand:
+        return demand(self.probe)
+
+    def looks(self, trial: Trial) -> bool:
+        return all(getattr(trial, field) in values for field, values in self.fields)
+
+    def __str__(self) -> str:
+        return str(self.probe) if isinstance(self.probe, AtLayers | AtMultiples) else ""
+
+
+def only(probe: Probe, **fields: Iterable[Any]) -> Only:
+    """`only(gradient_bound, norm=[Norm.BATCH])` looks at the trials with batch norm. Raises `Refusal` for a field that
+    trials do not have."""
+    for field in fields:
+        if field not in Trial.model_fields:
+            raise Refusal(f"probe {probe.__name__}: {field}: no such field{near(field, list(Trial.model_fields))}")
+    return Only(probe, tuple((field, tuple(values)) for field, values in fields.items()))
+
+
+def looking(probes: dict[Probe, Cadence], trial: Trial) -> dict[Probe, Cadence]:
+    """Those of a study's probes that look at this trial."""
+    return {probe: cadence for probe, cadence in probes.items() if not isinstance(probe, Only) or probe.looks(trial)}
+
+
 def check(probe: Probe, trial: Trial) -> None:
     """Raises `Refusal` where the trial lacks what the probe measures."""
     lacks = demand(probe).lacks(trial)
@@ -110,8 +192,8 @@ def check(probe: Probe, trial: Trial) -> None:
 
 def described(probe: Probe, cadence: Cadence) -> str:
     """How it looks, in words: `1 epochs`, `3 steps at layers 8, 44`."""
-    layers = f" at layers {', '.join(map(str, probe.layers))}" if isinstance(probe, AtLayers) else ""
-    return f"{cadence}{layers}"
+    where = str(probe) if isinstance(probe, AtLayers | AtMultiples | Only) else ""
+    return f"{cadence} {where}".rstrip()
 
 
 # --- what trials may lack ---------------------------------------------------------------------------
@@ -148,3 +230,25 @@ def whole_weights(trial: Trial) -> str | None:
     if trial.trainable is not Trainable.TWO_PER_CHANNEL:
         return None
     return "weights in two parts, of which one trains; set trainable=all"
+
+
+def plain_descent(trial: Trial) -> str | None:
+    """The next update can be told from the next gradient alone."""
+    if trial.momentum:
+        return f"momentum {trial.momentum:g}, and only plain gradient descent is foreseen; set momentum=0"
+    penalties = ("weight_decay", "norm_decay", "gamma_l1", "gamma_l2", "beta_l1", "beta_l2")
+    held = next((name for name in penalties if getattr(trial, name)), None)
+    if held:
+        return f"{held} {getattr(trial, held):g}, and only plain gradient descent is foreseen; set {held}=0"
+    if trial.plateau is not None:
+        return "a rate that plateaus change, and only a known one is foreseen; set plateau=none"
+    return something_trained(trial)
+
+
+def batch_statistics(trial: Trial) -> str | None:
+    """Batch normalization, one statistic over the whole batch."""
+    if trial.norm is not Norm.BATCH or not trial.norms:
+        return "no batch normalization; set norm=batch"
+    if trial.norm_batch != trial.batch:
+        return f"statistics over {trial.norm_batch} of {trial.batch} images; set norm_batch={trial.batch}"
+    return None

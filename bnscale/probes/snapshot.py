@@ -137,12 +137,21 @@ class Snapshot:
         """Gradient of the loss on a batch with respect to these parameters, trained or not; penalties and weight decay
         left out. Training mode, as in `forward`.
         """
+        return self.slope(batch, names, {})[1]
+
+    def slope(
+        self, batch: tuple[Tensor, Tensor], names: Iterable[str], changed: dict[str, Tensor]
+    ) -> tuple[float, dict[str, Tensor]]:
+        """The loss on a batch with some parameters `changed`, infinite where it left the float32 numbers, and its
+        gradient there, as in `gradients_on`."""
         images_NCHW, targets = batch
-        parameters = dict(self.network.named_parameters())
+        parameters = dict(self.network.named_parameters()) | changed
         wanted = {name: parameters[name].detach().requires_grad_() for name in names}
         fixed = {name: p.detach() for name, p in parameters.items() if name not in wanted}
         value = loss.of_batch(self.trial, self.forward(images_NCHW, fixed | wanted), targets)
-        return dict(zip(wanted, torch.autograd.grad(value, list(wanted.values())), strict=True))
+        gradient = dict(zip(wanted, torch.autograd.grad(value, list(wanted.values())), strict=True))
+        number = float(value)
+        return number if math.isfinite(number) else math.inf, gradient
 
     def share(self, gradients: dict[str, Tensor]) -> None:
         """Let other probes have gradients on the next batch that one computed for itself."""
@@ -156,6 +165,14 @@ class Snapshot:
     def gradient(self) -> dict[str, Tensor]:
         """Of the loss on the next batch, with respect to what trains."""
         return self.gradients(self.names())
+
+    @cached_property
+    def updated(self) -> dict[str, Tensor]:
+        """What trains, after the next update: right for plain gradient descent, which is what training does where
+        `probe.plain_descent` finds nothing lacking."""
+        rate = self.trial.rate(self.step)
+        parameters = dict(self.network.named_parameters())
+        return {name: parameters[name].detach() - rate * part for name, part in self.gradient.items()}
 
     def kept(self, measure: Callable[["Snapshot"], T]) -> T:
         """What `measure` gives, computed once for all probes of this snapshot."""

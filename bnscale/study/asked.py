@@ -1,6 +1,5 @@
 """A study as a user asked for it: at one size, with some axes set, for one store; checked before anything starts."""
 
-import itertools
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ import torch
 from bnscale import data, query, report
 from bnscale.engine.machine import release_memory
 from bnscale.networks.workers import check
-from bnscale.probes import TABLES
+from bnscale.probes import TABLES, looking
 from bnscale.probes import check as check_probe
 from bnscale.schedule import budget
 from bnscale.schedule.budget import Forecast
@@ -52,8 +51,9 @@ class Asked:
             grid = grid.setting(axis, values)
         folder = (folder or data.default_folder()).expanduser().resolve()
         every = plan(grid, lambda each: data.pixels(each, folder))
-        for each, probe in itertools.product(every, study.probes):
-            check_probe(probe, each.trial)
+        for each in every:
+            for probe in looking(study.probes, each.trial):
+                check_probe(probe, each.trial)
         words = ["--preset", preset, *(word for each in sets or [] for word in ("--set", each)), "--store", str(store)]
         if any(each.trial.data.has_files for each in every):
             words += ["--data", str(folder)]
@@ -126,7 +126,7 @@ class Asked:
         """By trial id. Times a few steps on this machine, the first time."""
         pace = _pace(torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu"), threads)
         return {
-            each.trial.id: budget.forecast(each.trial, self.study.probes, pace, workers, gpu=gpu)
+            each.trial.id: budget.forecast(each.trial, looking(self.study.probes, each.trial), pace, workers, gpu=gpu)
             for each in self.planned
         }
 
@@ -146,7 +146,6 @@ class Asked:
         """Trials that have no result yet, or none with the readings that this study needs; with `asha`, without those
         that successive halving has given up. Raises `Refusal` where what the store knows of one is damaged.
         """
-        wanted = readings(self.study.probes)
         found = {manifest.trial: manifest for manifest in store.manifests()}
         planned = {each.trial.id for each in self.planned}
         for path, wrong in store.damaged:
@@ -157,7 +156,9 @@ class Asked:
             manifest = found.get(trial.id)
             if manifest is None:
                 return False
-            return manifest.covers(wanted) or (asha and bool(manifest.facts.get("stopped_early")))
+            return manifest.covers(readings(looking(self.study.probes, trial))) or (
+                asha and bool(manifest.facts.get("stopped_early"))
+            )
 
         return [each.trial for each in self.planned if not done(each.trial)]
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from bnscale.probes import looking
 from bnscale.schedule import budget
 from bnscale.schedule.progress import Watch
 from bnscale.store import Store
@@ -116,7 +117,9 @@ def _train(
     _say_size(asked, left, console, f", about {wait} for {slots} at a time")
     code = commit(asked.file.resolve().parent)
     jobs = [
-        Job(trial, asked.study.probes, str(asked.store), str(asked.data), code, way.zero, way.save_every)
+        Job(
+            trial, looking(asked.study.probes, trial), str(asked.store), str(asked.data), code, way.zero, way.save_every
+        )
         for trial in left
     ]
     later = sum(forecasts[each.trial.id].seconds * n for each, n in asked.later) / slots
