@@ -27,12 +27,20 @@ from bnscale.engine.objective import Objective, decays
 from bnscale.networks.norm import BatchNorm
 from bnscale.probes import (
     Snapshot,
+    activations,
+    at_layers,
+    at_multiples,
+    batch_curve,
     channel_moments,
     class_bias,
+    covariate_shift,
     gradient,
+    gradient_bound,
     gradient_noise,
+    landscape,
     loss_along_gradient,
     mean_gradient,
+    moment_change,
 )
 from bnscale.trial import (
     Affine,
@@ -454,7 +462,11 @@ def looked(rank: int, of: Trial) -> tuple[list[str], dict[str, Tensor]]:
     return rows, state
 
 
-LOOKING = [channel_moments, gradient, mean_gradient, gradient_noise, loss_along_gradient, class_bias]
+LOOKING = [
+    channel_moments, gradient, mean_gradient, gradient_noise, loss_along_gradient, class_bias, gradient_bound,
+    at_multiples(landscape, 0.5, 4), at_layers(covariate_shift, 2, 5), at_layers(moment_change, 3),
+    at_layers(activations, 3), batch_curve,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("norm_batch", [4, 16])  # within a worker's share of 8, and over both

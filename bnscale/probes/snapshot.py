@@ -109,14 +109,14 @@ class Snapshot:
         return self.data.batch(self.step + ahead)
 
     def forward(self, images_NCHW: Tensor, changed: dict[str, Tensor]) -> Tensor:
-        """Float32 outputs in training mode, with some parameters `changed`.
+        """Float32 outputs in training mode, with some parameters or buffers `changed`.
 
         Statistics are these images' own, and this worker holds all of them.
         """
         buffers = {name: value.clone() for name, value in self.statistics.items()}
         single = (_mode(self.network, training=True), alone(self.network), gathered(self.network, len(images_NCHW)))
         with single[0], single[1], single[2], self._precision():
-            return functional_call(self.network, changed | buffers, (images_NCHW,)).float()
+            return functional_call(self.network, buffers | changed, (images_NCHW,)).float()
 
     @torch.no_grad()
     def loss(self, batch: tuple[Tensor, Tensor], changed: dict[str, Tensor]) -> float:
@@ -150,7 +150,7 @@ class Snapshot:
         fixed = {name: p.detach() for name, p in parameters.items() if name not in wanted}
         value = loss.of_batch(self.trial, self.forward(images_NCHW, fixed | wanted), targets)
         gradient = dict(zip(wanted, torch.autograd.grad(value, list(wanted.values())), strict=True))
-        number = float(value)
+        number = float(value.detach())
         return number if math.isfinite(number) else math.inf, gradient
 
     def share(self, gradients: dict[str, Tensor]) -> None:
