@@ -14,7 +14,7 @@ from collections.abc import Callable
 from statistics import median
 
 import torch
-from step import CPU, FRANKLE_CIFAR, machine, spread
+from step import CPU, machine, recipes, spread
 from torch import Tensor
 
 from bnscale.engine import Gang
@@ -31,7 +31,7 @@ def trial(norm: Norm, trainable: Trainable) -> Trial:
     """At a rate that changes next to nothing: a network without a norm would leave the real numbers."""
     size = {"depth": DEPTH, "batch": BATCH, "norm_batch": BATCH, "pixels": Pixels.ORIGINAL, "validation": 0}
     asked = {"norm": norm, "norm_init": NormInit.ONES, "trainable": trainable, "lr": 1e-12, "seed": 0}
-    return Trial(**(FRANKLE_CIFAR | size | asked | {"groups": 8} | RENORM))
+    return Trial(**(recipes.FRANKLE_CIFAR | size | asked | {"groups": 8} | RENORM))
 
 
 RENORM = {

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from step import CPU, FRANKLE_CIFAR, machine
+from step import CPU, machine, recipes
 
 from bnscale.data import Resident
 from bnscale.engine import Gang
@@ -34,7 +34,7 @@ SMALL = Forecast(seconds=0.1, memory=2**30, on_gpu=0, disk=100_000)
 def trial(seed: int) -> Trial:
     digits = {"data": Data.DIGITS, "pixels": Pixels.ORIGINAL, "validation": 0, "augmentation": Augmentation.SHIFT}
     one_step = {"depth": 8, "trainable": Trainable.BN, "epochs": None, "steps": 1, "lr": 0.1, "seed": seed}
-    return Trial(**(FRANKLE_CIFAR | digits | one_step))
+    return Trial(**(recipes.FRANKLE_CIFAR | digits | one_step))
 
 
 class Clock(Watch):

@@ -1,12 +1,13 @@
-"""What a reading costs: each probe of the project as a multiple of a training step.
+"""What a reading costs: every probe of the project as a multiple of a training step.
 
-    python benchmarks/probes.py                           ResNet-110, batch 128; about 3 minutes on 2 cores
-    python benchmarks/probes.py --depth 20 --turns 5
+    python benchmarks/probes.py                           three networks; about 7 minutes on 2 cores
+    python benchmarks/probes.py --network vgg --turns 5   one of them
 
-CIFAR ResNet with batch norm, all parameters trained, fp32, on random images: steps and readings take turns in one
-process, and each ratio is to the step of the same turn. A reading stands alone here; in a training, probes that need
-the same gradient share it. Not among them: `curve` and `clamp`, which evaluate whole data sets, and what only deep
-linear networks have.
+ResNet-110 (Bjorck et al. 2018) and VGG-16 of 64 to 512 channels (Santurkar et al. 2018) on random images of 32 by 32,
+batch 128; and 25 matrices of 10 by 10 on 1,000 Gaussian vectors (Santurkar et al. 2018). Batch norm, all parameters
+trained, fp32. Steps and readings take turns in one process, and each ratio is to the step of the same turn. A reading
+stands alone here; in a training, probes that need the same gradient share it. `curve` and `clamp` evaluate every part
+of the data: here 1,000 images, or the 1,000 vectors.
 """
 
 import argparse
@@ -17,43 +18,75 @@ from typing import Any
 
 import torch
 from norms import Loop
-from step import CPU, FRANKLE_CIFAR, machine, spread
+from step import CPU, machine, recipes, spread
 from torch import Tensor
 
+from bnscale.anatomy import FAMILIES
 from bnscale.data import Resident
 from bnscale.engine.machine import keep_freed_memory
 from bnscale.probes import (
+    TABLES,
     Probe,
     Snapshot,
+    activation_histogram,
+    activations,
     at_layers,
+    at_multiples,
+    batch_curve,
     channel_moments,
+    clamp,
     class_bias,
+    covariate_shift,
+    curve,
     demand,
     gamma,
     gamma_histogram,
     gradient,
+    gradient_bound,
     gradient_histogram,
     gradient_matrix,
     gradient_noise,
+    landscape,
     loss_along_gradient,
     loss_along_mean_gradient,
     mean_gradient,
+    moment_change,
     moments_along_gradient,
     sparsity,
+    spectrum,
+    spectrum_histogram,
 )
-from bnscale.trial import NormInit, Pixels, Trainable, Trial
+from bnscale.trial import Network, NormInit, Pixels, Trainable, Trial
 
 BATCH = 128
+IMAGES = 1000
+SIZES: dict[str, dict[str, Any]] = {
+    "resnet": recipes.FRANKLE_CIFAR | {"depth": 110, "norm_init": NormInit.ONES, "momentum": 0.0, "weight_decay": 0.0},
+    "vgg": recipes.SANTURKAR_VGG,
+    "linear": recipes.SANTURKAR_LINEAR,
+}
 
 
-def probes(depth: int) -> list[Probe]:
-    early, middle, late = (max(1, depth * part // 110) for part in (8, 55, 80))
-    return [
+def probes(trial: Trial) -> list[Probe]:
+    """All that the trial can serve, at the layers and step sizes of the papers' figures."""
+    early, middle, late, few = {
+        Network.RESNET: (8, 55, 80, (55,)),
+        Network.VGG: (2, 9, 13, (5, 10)),
+        Network.LINEAR: (2, 9, 17, (9, 17)),
+    }[trial.network]
+    multiples = (0.01, 0.1, 1, 10, 31.6) if trial.network is Network.LINEAR else (0.5, 1, 2, 4)
+    every: list[Probe] = [
+        curve,
+        batch_curve,
         gamma,
         gamma_histogram,
+        clamp,
         sparsity,
         channel_moments,
         class_bias,
+        at_layers(activations, early, late),
+        at_layers(activation_histogram, early, late),
+        at_layers(moment_change, early, middle, late),
         gradient,
         at_layers(gradient_histogram, middle),
         at_layers(gradient_matrix, middle),
@@ -62,38 +95,83 @@ def probes(depth: int) -> list[Probe]:
         loss_along_gradient,
         loss_along_mean_gradient,
         at_layers(moments_along_gradient, early, middle, late),
+        at_multiples(landscape, *multiples),
+        at_layers(covariate_shift, *few),
+        gradient_bound,
+        spectrum,
+        spectrum_histogram,
     ]
+    assert {probe.__name__ for probe in every} == set(TABLES)
+    return [probe for probe in every if demand(probe).lacks(trial) is None]
 
 
-class RandomImages(Resident):
-    """As many as the probes look at; no data set is read."""
+class Random(Resident):
+    """As many images or vectors as the probes look at; no data set is read."""
 
     def __init__(self, trial: Trial) -> None:
         self.trial, self.device = trial, CPU
-        draws = torch.Generator().manual_seed(0)
-        self._images = torch.randn(1000, 3, 32, 32, generator=draws).contiguous(memory_format=torch.channels_last)
-        self._labels = torch.randint(10, (1000,), generator=draws)
+        facts, draws = trial.facts, torch.Generator().manual_seed(0)
+        shape = (IMAGES, facts.channels, facts.side, facts.side)
+        self._images = torch.randn(shape, generator=draws).contiguous(memory_format=torch.channels_last)
+        if facts.regression:
+            self._targets = torch.randn(IMAGES, facts.classes, generator=draws)
+        else:
+            self._targets = torch.randint(facts.classes, (IMAGES,), generator=draws)
+
+    @property
+    def parts(self) -> list[str]:
+        return ["test"]
 
     def batch(self, step: int, share: slice = slice(None)) -> tuple[Tensor, Tensor]:
-        place = slice(step * BATCH % 896, step * BATCH % 896 + BATCH)
-        return self._images[place][share], self._labels[place][share]
+        size = self.trial.batch
+        place = slice(step % (IMAGES // size) * size, (step % (IMAGES // size) + 1) * size)
+        return self._images[place][share], self._targets[place][share]
 
     def batches(self, part: str, size: int, share: slice = slice(None)) -> Any:
-        yield from zip(self._images.split(size)[share], self._labels.split(size)[share], strict=True)
+        yield from zip(self._images.split(size)[share], self._targets.split(size)[share], strict=True)
 
 
 def reading(probe: Probe, loop: Loop, clock: Callable[[], float]) -> float:
     """Seconds of one."""
-    at = Snapshot(loop.trial, 0, loop.engine, RandomImages(loop.trial))
+    at = Snapshot(loop.trial, 0, loop.engine, Random(loop.trial))
     start = clock()
     rows = list(probe(at))
     assert rows, probe.__name__
     return clock() - start
 
 
+def measure(name: str, turns: int, clock: Callable[[], float]) -> None:
+    asked = {"pixels": Pixels.ORIGINAL, "validation": 0, "trainable": Trainable.ALL, "lr": 1e-12, "seed": 0}
+    trial = Trial(**(SIZES[name] | asked))
+    loop = Loop(trial, *Random(trial).batch(0))
+    loop.step()
+    measured = probes(trial)
+    steps: list[float] = []
+    taken: list[dict[Probe, float]] = []
+    for _ in range(turns):
+        steps.append(loop.step(clock))
+        taken.append({probe: reading(probe, loop, clock) for probe in measured})
+
+    title = FAMILIES[trial.network].title
+    size = f"depth {trial.depth}, width {trial.width}, batch {trial.batch}"
+    print(f"\na reading of the {title} of {size}, fp32, random data: medians of {turns} turns,")
+    print(f"in training steps of {median(steps):.3g} s (min-max); forecast: what a plan reckons with")
+    print(f"{'probe':>24}  {'seconds':>7}  {'steps':20}  {'forecast':>8}")
+    for probe in measured:
+        ratio = spread([turn[probe] / step for turn, step in zip(taken, steps, strict=True)])
+        seconds = median(turn[probe] for turn in taken)
+        own = demand(probe)
+        said = (
+            f"{own.steps:8.1f}"
+            if not own.evaluations
+            else f"{own.evaluations:g} evaluation{'s'[own.evaluations == 1 :]}"
+        )
+        print(f"{probe.__name__:>24}  {seconds:7.3f}  {ratio:20}  {said}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--depth", type=int, default=110, help="layers (default: 110)")
+    parser.add_argument("--network", choices=list(SIZES), help="one of them (default: all three)")
     parser.add_argument("--turns", type=int, default=3, help="readings of each probe (default: 3)")
     parser.add_argument("--threads", type=int, help="cores that torch uses (default: all)")
     parser.add_argument(
@@ -107,28 +185,8 @@ def main() -> None:
     print(machine())
     if given.shared:
         print("clock    processor time of one thread")
-
-    size = {"depth": given.depth, "batch": BATCH, "norm_batch": BATCH, "pixels": Pixels.ORIGINAL, "validation": 0}
-    asked = {"norm_init": NormInit.ONES, "trainable": Trainable.ALL, "lr": 1e-12, "seed": 0}
-    trial = Trial(**(FRANKLE_CIFAR | size | asked))
-    loop = Loop(trial, *RandomImages(trial).batch(0))
-    loop.step()
-    measured = probes(given.depth)
-    steps: list[float] = []
-    turns: list[dict[Probe, float]] = []
-    for _ in range(given.turns):
-        steps.append(loop.step(clock))
-        turns.append({probe: reading(probe, loop, clock) for probe in measured})
-
-    print(
-        f"a reading of ResNet-{given.depth}, batch {BATCH}, fp32, random images; medians of {given.turns} turns, "
-        f"in training steps of {median(steps):.2f} s (min-max); forecast: what a plan reckons with"
-    )
-    print(f"{'probe':>24}  {'seconds':>7}  {'steps':20}  {'forecast':>8}")
-    for probe in measured:
-        ratio = spread([turn[probe] / step for turn, step in zip(turns, steps, strict=True)])
-        seconds = median(turn[probe] for turn in turns)
-        print(f"{probe.__name__:>24}  {seconds:7.2f}  {ratio:20}  {demand(probe).steps:8.1f}")
+    for name in [given.network] if given.network else SIZES:
+        measure(name, given.turns, clock)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@
 layer itself computes. Legend: N images, C channels, H, W pixels.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -176,6 +175,6 @@ def _watch(
 def from_normal(standard: np.ndarray) -> float:
     """Kolmogorov's distance between standardised values and the standard normal distribution."""
     values, count = np.sort(standard), len(standard)
-    normal = np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in values.tolist()])
+    normal = torch.special.ndtr(torch.from_numpy(values)).numpy()
     above = np.arange(1, count + 1) / count - normal
     return float(max(above.max(), (1 / count - above).max()))

@@ -29,7 +29,7 @@ class Landscape:
     beta: float  # gradient_change / distance; over step sizes, its largest is the effective beta-smoothness (figure 4c)
 
 
-@asks(something_trained, steps=1, rows=lambda trial: 1)
+@asks(something_trained, steps=1, each=1, rows=lambda trial: 1)
 def landscape(at: Snapshot, multiples: tuple[float, ...], most: float) -> Iterator[Landscape]:
     """Santurkar et al. 2018, section 3.2. One pass forward and backward, and one more for each step size.
 

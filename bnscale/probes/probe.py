@@ -28,9 +28,16 @@ class Demand:
     """What a probe asks of a trial, and what one reading costs it."""
 
     lacks: Callable[[Trial], str | None]  # what the trial lacks, "no gamma", with a way out; None where it serves
-    steps: float  # training steps that take as long as a reading
+    steps: float  # training steps that take as long as a reading ...
+    each: float  # ... and so many more for each layer or step size that it is asked about
     evaluations: float  # passes over every part of the data
     rows: Callable[[Trial], float]
+
+    def at(self, places: int, lacks: Callable[[Trial], str | None]) -> "Demand":
+        """Of the same probe at so many layers or step sizes, each with its rows."""
+        return Demand(
+            lacks, self.steps + places * self.each, 0, self.evaluations, lambda trial: self.rows(trial) * places
+        )
 
 
 def _nothing(trial: Trial) -> str | None:
@@ -48,20 +55,21 @@ def asks(
     lacks: Callable[[Trial], str | None] = _nothing,
     *,
     steps: float = 0.0,
+    each: float = 0.0,
     evaluations: float = 0.0,
     rows: Callable[[Trial], float] = _few,
 ) -> Callable[[F], F]:
     """Says what the function below it asks and costs, and leaves it as it is."""
 
     def said(probe: F) -> F:
-        vars(probe)["demand"] = Demand(lacks, steps, evaluations, rows)
+        vars(probe)["demand"] = Demand(lacks, steps, each, evaluations, rows)
         return probe
 
     return said
 
 
 def demand(probe: Callable[..., Iterator[Any]]) -> Demand:
-    return getattr(probe, "demand", Demand(_nothing, 0.0, 0.0, _few))
+    return getattr(probe, "demand", Demand(_nothing, 0.0, 0.0, 0.0, _few))
 
 
 @dataclass(frozen=True)
@@ -80,8 +88,7 @@ class AtLayers:
 
     @property
     def demand(self) -> Demand:
-        own = demand(self.measure)
-        return Demand(self._lacks, own.steps, own.evaluations, lambda trial: own.rows(trial) * len(self.layers))
+        return demand(self.measure).at(len(self.layers), self._lacks)
 
     def __str__(self) -> str:
         return f"at layers {', '.join(map(str, self.layers))}"
@@ -120,8 +127,8 @@ class AtMultiples:
 
     @property
     def demand(self) -> Demand:
-        own, times = demand(self.measure), len(self.multiples)
-        return Demand(own.lacks, 1 + own.steps * times, own.evaluations, lambda trial: own.rows(trial) * times)
+        own = demand(self.measure)
+        return own.at(len(self.multiples), own.lacks)
 
     def __str__(self) -> str:
         most = f", up to {self.most:g}" if self.most < math.inf else ""

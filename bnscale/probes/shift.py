@@ -38,7 +38,7 @@ def _lacks(trial: Trial) -> str | None:
     return whole_weights(trial) or plain_descent(trial)
 
 
-@asks(_lacks, steps=0.7, rows=lambda trial: 1)
+@asks(_lacks, steps=1.35, each=0.6, rows=lambda trial: 1)
 def covariate_shift(at: Snapshot, numbers: tuple[int, ...]) -> Iterator[CovariateShift]:
     """Santurkar et al. 2018, definition 2.1 and figures 3, 8 and 9.
 

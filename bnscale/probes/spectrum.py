@@ -49,7 +49,7 @@ def edge(factors: int) -> float:
     return math.sqrt((factors + 1) ** (factors + 1) / factors**factors)
 
 
-@asks(linearity)
+@asks(linearity, steps=1)
 def spectrum(at: Snapshot) -> Iterator[Spectrum]:
     """Bjorck et al. 2018, section 4: products of random matrices become ill-conditioned. Nothing for other networks."""
     if not isinstance(at.network, Linear):
@@ -61,7 +61,7 @@ def spectrum(at: Snapshot) -> Iterator[Spectrum]:
     yield Spectrum(at.step, factors, dimension, scale, largest, median, smallest, condition, edge(factors))
 
 
-@asks(linearity, rows=lambda trial: BINS + 1)
+@asks(linearity, steps=1, rows=lambda trial: BINS + 1)
 def spectrum_histogram(at: Snapshot) -> Iterator[SpectrumHistogram]:
     """The same as counts, in intervals of the paper's width and one above them."""
     if not isinstance(at.network, Linear):
