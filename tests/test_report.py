@@ -508,17 +508,150 @@ def test_a_line_that_leaves_the_top_is_cut_by_the_axes_and_not_before(beyond, ys
     figures.svg(sheet, "relative")
 
 
-def test_infinity_is_a_gap_where_the_axes_cut_nothing_off():
-    rows = relative("b1", "none", {0.1: 1.0, 0.2: 0.5, 0.3: math.inf})
-    (axes,) = sheet_of(figures.panels(**RELATIVE), rows, RELATIVE_COLUMNS).axes
-    assert math.isnan(lines_of(axes, figures.VERMILION)[0][-1][1])
-    assert axes.get_ylim()[1] < 2
-
-
 def test_infinity_at_a_place_that_a_log_axis_lacks_is_a_gap():
     rows = relative("b1", "none", {0.0: math.inf, 0.1: 1.0, 0.2: 0.5})
     (axes,) = sheet_of(figures.panels(**RELATIVE, ylim=(None, 1e3)), rows, RELATIVE_COLUMNS).axes
     assert [math.isnan(y) for _, y in lines_of(axes, figures.VERMILION)[0]] == [True, False, False]
+
+
+OVERFLOWED = "overflowed: infinite"
+
+
+def triangles_of(axes: Any) -> list[tuple[str, float, float]]:
+    """Colour, x in data and height in points above the top edge of the axes of every filled triangle."""
+    height = axes.get_window_extent().y1
+    return sorted(
+        (line.get_color(), float(x), float(line.get_transform().transform((x, y))[1] - height) * 72 / axes.figure.dpi)
+        for line in axes.lines
+        if line.get_marker() == "^" and line.get_markerfacecolor() != figures.GROUND
+        for x, y in line.get_xydata()
+    )
+
+
+def drawn_as(kind: str, rows: list[tuple], **changes: Any) -> Any:
+    """The axes of a figure of this kind with these rows, columns as of `RELATIVE_COLUMNS`."""
+    if kind == "panels":
+        draw = figures.panels(**RELATIVE | {"low": "low", "high": "high"} | changes)
+    elif kind == "bands":
+        draw = figures.bands(
+            x="rate", quantiles=("low", "low", "relative", "high", "high"), series="norm", styles=RELATIVE["styles"],
+            panel="batch", panel_title="{}", xlabel="", ylabel="", unit="",
+        )  # fmt: skip
+    else:
+        names = ("x", "y", "series", "styles", "xlabel", "ylabel", "unit", "yscale")
+        own = {name: RELATIVE[name] for name in names} | {"low": "low", "high": "high", "scale": Scale.LOG}
+        draw = figures.curves(**own | {"along": Along.GRID if kind == "grid" else Along.TIME} | changes)
+    (axes,) = sheet_of(draw, rows, RELATIVE_COLUMNS).axes
+    return axes
+
+
+LINES = ["panels", "grid", "time", "bands"]
+AXES = [
+    (kind, {"yscale": yscale, "ylim": ylim})
+    for kind in LINES[:3]
+    for yscale in Scale
+    for ylim in ((None, None), (None, 1e3), (0.1, None))
+]
+
+
+@pytest.mark.parametrize(("kind", "changes"), [*AXES, ("bands", {})])
+def test_a_triangle_stands_at_every_infinite_reading_and_the_axis_is_that_of_the_finite_ones(kind, changes):
+    readings = {0.1: 1.0, 0.2: math.inf, 0.3: 0.5, 0.4: math.nan, 0.5: None, 0.6: math.inf, 0.7: 2.0}
+    other = relative("b1", "batch", {rate: 3.0 for rate in readings})
+    axes = drawn_as(kind, relative("b1", "none", readings) + other, **changes)
+    assert triangles_of(axes) == [(figures.VERMILION, 0.2, 0.0), (figures.VERMILION, 0.6, 0.0)]
+    assert words(axes.figure).splitlines().count(OVERFLOWED) == 1
+    finite = {rate: None if reading == math.inf else reading for rate, reading in readings.items()}
+    without = drawn_as(kind, relative("b1", "none", finite) + other, **changes)
+    assert axes.get_ylim() == without.get_ylim()
+    assert axes.get_xlim() == without.get_xlim()
+    assert triangles_of(without) == []
+    assert OVERFLOWED not in words(without.figure)
+    line = next(each for each in lines_of(axes, figures.VERMILION) if len(each) == len(readings) and each[0][1] == 1.0)
+    top = axes.get_ylim()[1]
+    assert [x for x, y in line if y > top] == [0.2, 0.6]  # the line leads there
+    assert [x for x, y in line if math.isnan(y)] == [0.4, 0.5]
+    figures.svg(axes.figure, "overflow")
+
+
+@pytest.mark.parametrize(("kind", "changes"), [*AXES, ("bands", {})])
+def test_a_band_without_an_upper_end_goes_on_to_the_top_of_the_axes(kind, changes):
+    rows = [("b1", "none", rate, 1.0, 0.5, high) for rate, high in ((0.1, 2.0), (0.2, math.inf), (0.3, 1.5))]
+    axes = drawn_as(kind, rows, **changes)
+    (vertices,) = [
+        path.vertices
+        for each in axes.collections for path in each.get_paths() if len(path.vertices) > 2
+    ]  # fmt: skip
+    top = axes.get_ylim()[1]
+    assert {x for x, y in vertices if y >= top} == {0.2}
+    assert {y for x, y in vertices if x == 0.1} == {0.5, 2.0}
+    assert triangles_of(axes) == [(figures.VERMILION, 0.2, 0.0)]
+    closed = drawn_as(kind, [row if row[2] != 0.2 else (*row[:5], 1.0) for row in rows], **changes)
+    assert axes.get_ylim() == closed.get_ylim()
+
+
+@pytest.mark.parametrize("kind", LINES)
+def test_a_series_of_which_all_readings_are_infinite_is_triangles_only(kind):
+    rates = (0.1, 0.2, 0.3)
+    rows = relative("b1", "none", dict.fromkeys(rates, math.inf)) + relative("b1", "batch", dict.fromkeys(rates, 2.0))
+    axes = drawn_as(kind, rows)
+    assert triangles_of(axes) == [(figures.VERMILION, rate, 0.0) for rate in rates]
+    assert "without" in words(axes.figure).splitlines()
+    top = axes.get_ylim()[1]
+    assert top < 6
+    assert all(y > top for line in lines_of(axes, figures.VERMILION) for x, y in line if x in rates)
+
+
+@pytest.mark.parametrize("kind", LINES)
+def test_an_axis_of_infinite_readings_alone_has_no_numbers(kind):
+    axes = drawn_as(kind, relative("b1", "none", {0.1: math.inf, 0.2: math.inf}))
+    assert [x for _, x, _ in triangles_of(axes)] == [0.1, 0.2]
+    assert list(axes.get_yticks()) == []
+    assert OVERFLOWED in words(axes.figure)
+
+
+@pytest.mark.parametrize("kind", LINES)
+def test_triangles_of_several_series_at_one_place_stand_one_below_the_other(kind):
+    rows = relative("b1", "none", {0.1: 1.0, 0.2: math.inf}) + relative("b1", "batch", {0.1: math.inf, 0.2: math.inf})
+    at = {(colour, x): height for colour, x, height in triangles_of(drawn_as(kind, rows))}
+    assert sorted(at) == [(figures.BLUE, 0.1), (figures.BLUE, 0.2), (figures.VERMILION, 0.2)]
+    assert at[figures.BLUE, 0.1] == at[figures.BLUE, 0.2] == 0
+    assert at[figures.VERMILION, 0.2] == pytest.approx(-5)
+
+
+@pytest.mark.parametrize("kind", LINES[:3])
+def test_the_caller_may_say_what_a_band_is(kind):
+    rows = relative("b1", "none", {0.1: 1.0, 0.2: 2.0})
+    said = words(drawn_as(kind, rows, band="range of loss").figure)
+    assert said.count("range of loss") == 1
+    today = "low to high" if kind == "panels" else "measured, with interval over seeds"
+    assert today in words(drawn_as(kind, rows).figure)
+    assert "range of loss" not in words(drawn_as(kind, rows, band="range of loss", low=None, high=None).figure)
+
+
+@pytest.mark.parametrize("yscale", Scale)
+def test_a_bar_of_infinity_reaches_the_top_and_says_so(yscale):
+    rows = [
+        ("all", 8, 1.0, 0.5, 2.0), ("bn", 8, math.inf, 1.0, math.inf),
+        ("all", 14, 3.0, 1.0, math.inf), ("bn", 14, None, None, None),
+    ]  # fmt: skip
+    draw = figures.bars(**ACCURACY | {"unit": ""}, yscale=yscale, low="low", high="high")
+    (axes,) = sheet_of(draw, rows, COLUMNS[:5]).axes
+    top = axes.get_ylim()[1]
+    assert sorted(bar.get_y() + bar.get_height() for bar in axes.patches) == pytest.approx([1.0, 3.0, top])
+    assert 3.0 < top < 6
+    assert sorted(text.get_text().strip() for text in axes.texts) == ["inf", "no data"]
+    assert [(colour, height) for colour, _, height in triangles_of(axes)] == [(figures.INK, 0.0)]  # of the whisker
+    drawn = sheet_of(draw, [(*row[:2], *(None if v == math.inf else v for v in row[2:])) for row in rows], COLUMNS[:5])
+    assert axes.get_ylim() == drawn.axes[0].get_ylim()
+
+
+def test_bars_of_infinity_alone_have_no_numbers_beside_them():
+    draw = figures.bars(**ACCURACY | {"unit": ""}, yscale=Scale.LOG)
+    (axes,) = sheet_of(draw, [("bn", 8, math.inf), ("all", 8, math.inf)], COLUMNS[:3]).axes
+    assert [bar.get_height() for bar in axes.patches] == [axes.get_ylim()[1]] * 2
+    assert list(axes.get_yticks()) == []
+    assert [text.get_text() for text in axes.texts] == ["inf", "inf"]
 
 
 def test_lines_run_along_x_whatever_the_order_of_the_rows():
