@@ -18,7 +18,7 @@ from hypothesis import strategies as some
 from matplotlib.colors import to_hex
 from rich.console import Console
 
-from bnscale.report import claims, figures, heat, look, page
+from bnscale.report import claims, figures, heat, look, page, ridges
 from bnscale.report.claims import Claim, Judged, Standing, Verdict, judge, queries
 from bnscale.report.figures import Along, Figure, PaperPoint, Scale, Series
 from bnscale.trial import Refusal
@@ -901,6 +901,147 @@ def test_labels_stand_apart_in_order_and_move_only_where_they_must(heights):
     ranked = sorted(heights)
     if all(above - below > gap for below, above in pairwise(ranked)):
         assert placed == heights
+
+
+# --- figures: ridges -------------------------------------------------------------------------------
+
+RIDGES = {
+    "left": "left", "right": "right", "share": "share", "series": "norm", "styles": RELATIVE["styles"],
+    "panel": "layer", "over": "step", "panel_title": "layer {}", "xlabel": "activation", "ylabel": "training step",
+}  # fmt: skip
+RIDGES_COLUMNS = ["layer", "norm", "step", "left", "right", "share"]
+
+
+def binned(layer: int, step: Any, edges: list[float], shares: list[float | None], norm: str = "none") -> list[tuple]:
+    return [(layer, norm, step, a, b, share) for (a, b), share in zip(pairwise(edges), shares, strict=True)]
+
+
+def area(outline: Any) -> float:
+    x, y = outline.get_xy().T
+    return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)
+
+
+def feet(axes: Any) -> list[float]:
+    """Where each outline stands, from the first drawn, at the back, to the last."""
+    return [float(outline.get_xy()[:, 1].min()) for outline in axes.patches]
+
+
+shares_of = some.lists(some.floats(0.01, 1), min_size=1, max_size=8)
+
+
+@given(some.lists(some.tuples(shares_of, some.floats(0.1, 10)), min_size=1, max_size=5))
+def test_the_area_of_a_ridge_is_its_share_whatever_the_width_of_its_bins(distributions):
+    rows = []
+    for step, (weights, width) in enumerate(distributions):
+        edges = [width * place**1.5 for place in range(len(weights) + 1)]  # each bin wider than the last
+        rows += binned(3, step, edges, [weight / sum(weights) for weight in weights])
+    (axes,) = sheet_of(figures.ridges(**RIDGES), rows, RIDGES_COLUMNS).axes
+    areas = [area(outline) for outline in axes.patches]
+    assert areas == pytest.approx([areas[0]] * len(distributions))
+    heights = [float(np.ptp(outline.get_xy()[:, 1])) for outline in axes.patches]
+    assert max(heights) == pytest.approx(ridges.TALLEST)
+
+
+def test_ridges_run_from_the_top_down_and_each_stands_in_front_of_those_before_it():
+    rows = [row for step in (500, 0, 10000, 1000) for row in binned(3, step, [0, 1, 2], [0.4, 0.6])]
+    (axes,) = sheet_of(figures.ridges(**RIDGES, over_label="{:,}"), rows, RIDGES_COLUMNS).axes
+    assert feet(axes) == [3, 2, 1, 0]
+    assert [outline.get_facecolor()[3] for outline in axes.patches] == [1] * 4  # opaque
+    assert list(axes.get_yticks()) == [3, 2, 1, 0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["0", "500", "1,000", "10,000"]
+
+
+def test_ridges_of_several_series_are_translucent_and_named():
+    rows = binned(3, 0, [0, 1], [1.0], "none") + binned(3, 0, [0, 2], [1.0], "batch")
+    sheet = sheet_of(figures.ridges(**RIDGES), rows, RIDGES_COLUMNS)
+    assert all(0 < outline.get_facecolor()[3] < 1 for outline in sheet.axes[0].patches)
+    assert {"without", "with BatchNorm"} <= set(words(sheet).splitlines())
+    alone = sheet_of(figures.ridges(**RIDGES), rows[:1], RIDGES_COLUMNS)
+    assert "not measured: with BatchNorm" in words(alone)
+
+
+def test_a_missing_bin_or_ridge_is_a_gap_and_an_empty_bin_is_none():
+    rows = binned(3, 0, [0, 1, 2, 3], [0.5, None, 0.5]) + binned(3, 10, [0, 1, 2, 3], [0.5, 0.0, 0.5])
+    rows += binned(3, 20, [0, 1], [None]) + binned(9, 20, [0, 1], [1.0]) + binned(3, 30, [0, 1], [1.0])
+    three, nine = sheet_of(figures.ridges(**RIDGES), rows, RIDGES_COLUMNS).axes
+    assert feet(three) == [3, 3, 2, 0]
+    assert feet(nine) == [1]
+    assert [(float(o.get_xy()[:, 0].min()), float(o.get_xy()[:, 0].max())) for o in three.patches] == [
+        (0, 1), (2, 3), (0, 3), (0, 1),
+    ]  # fmt: skip
+    assert titles(three.figure) == ["layer 3", "layer 9"]
+
+
+def test_the_common_axis_of_ridges_holds_nearly_all_of_each_and_no_outlier_stretches_it():
+    rows = binned(3, 0, [-1, 0, 1, 1000], [0.5, 0.4999, 0.0001]) + binned(9, 10, [-4, 4], [1.0])
+    rows += binned(9, 0, [-5, -4, 0, 1e6], [0.01, 0.98995, 0.00005])  # far more than 0.1 % lies below -4
+    sheet = sheet_of(figures.ridges(**RIDGES), rows, RIDGES_COLUMNS)
+    (low, high), other = (axes.get_xlim() for axes in sheet.axes)
+    assert (low, high) == other
+    assert -5.3 < low < -4.9
+    assert 3.9 < high < 4.5
+
+
+@given(some.lists(some.floats(0, 1), min_size=1, max_size=12), some.floats(1e-3, 1e3))
+def test_what_an_axis_of_ridges_holds_is_99_9_per_cent_of_each(weights, width):
+    edges = np.arange(len(weights) + 1) * width
+    ridge = ridges.Ridge.of(edges[:-1], edges[1:], np.array(weights), "right")
+    low, high = ridge.held
+    if not sum(weights):
+        assert math.isnan(low)
+        return
+    mass = np.append(0, np.cumsum(weights)) / sum(weights)
+    held = np.interp(high, edges, mass) - np.interp(low, edges, mass)
+    assert held == pytest.approx(ridges.HELD, abs=1e-6)
+
+
+def test_a_bin_without_width_is_a_line_that_has_no_say_in_the_heights_of_others():
+    rows = [*binned(3, 0, [0, 1], [1.0]), (3, "none", 10, 0.5, 0.5, 1.0), (3, "none", 20, 0.5, 0.5, 0.0)]
+    (axes,) = sheet_of(figures.ridges(**RIDGES), rows, RIDGES_COLUMNS).axes
+    assert feet(axes) == [2]
+    assert [path.vertices.tolist() for each in axes.collections for path in each.get_paths()] == [
+        [[0.5, 1.0], [0.5, 1.0 + ridges.TALLEST]]
+    ]
+
+
+@pytest.mark.parametrize(("panels", "steps"), [(1, 1), (1, 31), (4, 12), (7, 31), (2, 200)])
+def test_labels_of_ridges_do_not_touch_and_no_ridge_leaves_its_panel(panels, steps):
+    rows = [row for p in range(panels) for step in range(steps) for row in binned(p, 500 * step, [0, 1, 2], [0.9, 0.1])]
+    sheet = sheet_of(figures.ridges(**RIDGES), rows, RIDGES_COLUMNS)
+    sheet.draw_without_rendering()
+    assert len(sheet.axes) == panels
+    for axes in sheet.axes:
+        labels = [label for label in axes.get_yticklabels() if label.get_text() and label.get_visible()]
+        boxes = [label.get_window_extent() for label in labels]
+        assert all(upper.y0 > lower.y1 for upper, lower in pairwise(boxes))
+        low, high = axes.get_ylim()
+        assert all(low < y < high for outline in axes.patches for y in outline.get_xy()[:, 1])
+    shown = [label.get_text() for label in sheet.axes[0].get_yticklabels() if label.get_text()]
+    assert shown[0] == "0"
+    assert len(shown) >= min(steps, 8)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "says"),
+    [
+        (binned(3, 0, [0, 1], [1.0]), ["layr", *RIDGES_COLUMNS[1:]], "did you mean layr"),
+        (binned(3, 0, [0, 1], [1.0]) * 2, RIDGES_COLUMNS, "none, 0 has several rows with one left"),
+        (binned(3, None, [0, 1], [1.0]), RIDGES_COLUMNS, "column step: a row without it"),
+        (binned(3, math.nan, [0, 1], [1.0]), RIDGES_COLUMNS, "column step: a row without it"),
+        (binned(3, 0, [0, math.inf], [1.0]), RIDGES_COLUMNS, "column right: a row without it"),
+        (binned(3, 0, [1, 0], [1.0]), RIDGES_COLUMNS, "column right: a bin from 1 to 0 ends before it begins"),
+    ],
+)
+def test_ridges_refuse_what_they_cannot_draw(rows, columns, says):
+    with pytest.raises(Refusal, match=says):
+        sheet_of(figures.ridges(**RIDGES), rows, columns)
+
+
+def test_ridges_without_a_reading_say_what_to_run_and_the_same_answer_draws_the_same_bytes():
+    assert "no data yet" in words(sheet_of(figures.ridges(**RIDGES), binned(3, 0, [0, 1], [None]), RIDGES_COLUMNS))
+    rows = binned(3, 0, [0, 1, 2], [0.5, 0.5]) + binned(9, 0, [0, 1, 2], [0.5, 0.5])
+    first, second = (figures.svg(sheet_of(figures.ridges(**RIDGES), rows, RIDGES_COLUMNS), "a") for _ in range(2))
+    assert first == second
 
 
 # --- the page -------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Figures as the papers draw them: each is a query and a function that draws its answer.
 
-The drawing functions (`curves`, `panels`, `bands`, `histograms`, `bars`, `heatmaps`) take names of columns
+The drawing functions (`curves`, `panels`, `bands`, `histograms`, `ridges`, `bars`, `heatmaps`) take names of columns
 and return what draws them. A cell without a reading is a gap, never a zero, and so is on a log axis what is not above
 0. A reading of +inf, as of a loss that overflowed, leaves the top of the axes, and a triangle stands there; a heat map,
 which has no top, hatches it as a gap.
@@ -14,7 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -70,6 +70,7 @@ from bnscale.report.look import (
     tick_each,
     tilt_if_crowded,
 )
+from bnscale.report.ridges import Ridge, common_range, face, ridge_abreast, ridge_height, tick_rows
 from bnscale.report.table import Series, Table, alone, in_order, on_grid, one_row_a_cell, outline, reading, whole
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BLUE", "GREEN", "GREY", "GROUND", "INK", "MUTED", "ORANGE", "PURPLE", "RULE", "SKY", "VERMILION",
     "Along", "Figure", "PaperPoint", "Scale", "Series",
-    "bands", "bars", "curves", "heatmaps", "histograms", "panels", "png", "render", "svg",
+    "bands", "bars", "curves", "heatmaps", "histograms", "panels", "png", "render", "ridges", "svg",
 ]  # fmt: skip
 
 
@@ -393,6 +394,72 @@ def histograms(
             axes.set_ylim(bottom=base)
         keys: list[Artist] = [Line2D([], [], color=style.colour, linewidth=2.5, label=style.label) for style in styled]
         sheet.legend(handles=keys, loc="outside upper center", ncols=abreast(keys))
+
+    return draw
+
+
+def ridges(
+    *,
+    left: str,
+    right: str,
+    share: str,
+    series: str,
+    styles: Sequence[Series],
+    panel: str,
+    over: str,
+    panel_title: str,
+    xlabel: str,
+    ylabel: str,
+    over_label: str = "{}",
+) -> Callable[[Sheet, Answer], None]:
+    """Binned distributions as they change: in each panel one small one for each value of `over`, as it grows from the
+    top down, the last in front of those behind it. A row is one bin from `left` to `right` with its share of the
+    whole, in [0, 1].
+
+    Drawn is density, share over width, to one scale within a panel. The panels' common x axis holds 99.9 % of every
+    distribution and cuts the rest off. `over_label` is a template for the numbers of `over`, `"{:,}"`.
+    """
+
+    def draw(sheet: Sheet, answer: Answer) -> None:
+        table = Table(answer, (left, right, share, series, panel, over))
+        if not table.readings(share):
+            return
+        styled = table.styled(series, styles)
+        panes, overs = in_order(table.values(panel)), table.rows_of(over)
+        feet = [float(len(overs) - 1 - row) for row in range(len(overs))]
+        there: dict[Any, list[list[tuple[Series, Ridge]]]] = {}  # of each panel; of each value of over, its ridges
+        for pane in panes:
+            part = table.where(panel, pane)
+            there[pane] = [[] for _ in overs]
+            for behind, key in zip(there[pane], overs, strict=True):
+                for style in styled:
+                    own = part.where(over, key).where(series, style.key)
+                    begin, end = own.places(left), own.places(right)
+                    one_row_a_cell(begin, answer, left, f"{series}, {over}", f"{style.key}, {key}")
+                    if own.readings(share):
+                        behind.append((style, Ridge.of(begin, end, own.numbers(share), right)))
+        every = [ridge for rows in there.values() for row in rows for _, ridge in row]
+        extent = common_range(every)
+        across = ridge_abreast(len(panes))
+        tall = 1.4 + min(2.4, 0.11 * len(overs)) if len(panes) > 1 else 3.1
+        top = feet[0] + 1.0
+        shown = multiples(sheet, [panel_title.format(pane) for pane in panes], across, tall, "all")
+        for (axes, leftmost, lowest), pane in zip(shown, panes, strict=True):
+            frame(axes, "", xlabel if lowest else "", ylabel if leftmost else "", Scale.LINEAR)
+            axes.grid(False)
+            height = ridge_height(ridge for row in there[pane] for _, ridge in row)
+            several = max(map(len, there[pane]))
+            for foot_of, row in zip(feet, there[pane], strict=True):
+                for style, ridge in row:
+                    ridge.draw(axes, foot_of, height, style, face(style.colour, several))
+                    top = max(top, foot_of + ridge.top(height))
+            axes.set_xlim(extent)
+            axes.xaxis.set_major_locator(MaxNLocator(4))
+        shown[0].axes.set_ylim(-0.25, top + 0.1)
+        tick_rows(shown[0].axes, feet, [over_label.format(key) for key in overs], 72 * (tall - 0.55))
+        keys: list[Artist] = [Patch(color=style.colour, linewidth=0, label=style.label) for style in styled]
+        sheet.legend(handles=keys, loc="outside upper center", ncols=abreast(keys))
+        say_absent(sheet, [style.label for style in styles if style.key not in {each.key for each in styled}])
 
     return draw
 

@@ -78,6 +78,12 @@ class Table:
         """The distinct values that are there, in the order in which they first appear."""
         return list(dict.fromkeys(row[column] for row in self.rows if row[column] is not None))
 
+    def rows_of(self, column: str) -> list[Any]:
+        """The distinct values, in order, of a column in which every row has one: the rows of a figure."""
+        if any(row[column] is None or row[column] != row[column] for row in self.rows):
+            raise Refusal(f"column {column}: a row without it has no place in a figure; filter the query")
+        return in_order(row[column] for row in self.rows)
+
     def styled(self, column: str, styles: Sequence[Series], also: Sequence[Any] = ()) -> list[Series]:
         """The series that are there, in the order of `styles`; what nobody styled comes last and is drawn too."""
         there = list(dict.fromkeys([row[column] for row in self.rows] + list(also)))
