@@ -18,7 +18,7 @@ from hypothesis import strategies as some
 from matplotlib.colors import to_hex
 from rich.console import Console
 
-from bnscale.report import claims, figures, heat, look, page
+from bnscale.report import claims, figures, heat, look, page, ridges
 from bnscale.report.claims import Claim, Judged, Standing, Verdict, judge, queries
 from bnscale.report.figures import Along, Figure, PaperPoint, Scale, Series
 from bnscale.trial import Refusal
@@ -508,17 +508,150 @@ def test_a_line_that_leaves_the_top_is_cut_by_the_axes_and_not_before(beyond, ys
     figures.svg(sheet, "relative")
 
 
-def test_infinity_is_a_gap_where_the_axes_cut_nothing_off():
-    rows = relative("b1", "none", {0.1: 1.0, 0.2: 0.5, 0.3: math.inf})
-    (axes,) = sheet_of(figures.panels(**RELATIVE), rows, RELATIVE_COLUMNS).axes
-    assert math.isnan(lines_of(axes, figures.VERMILION)[0][-1][1])
-    assert axes.get_ylim()[1] < 2
-
-
 def test_infinity_at_a_place_that_a_log_axis_lacks_is_a_gap():
     rows = relative("b1", "none", {0.0: math.inf, 0.1: 1.0, 0.2: 0.5})
     (axes,) = sheet_of(figures.panels(**RELATIVE, ylim=(None, 1e3)), rows, RELATIVE_COLUMNS).axes
     assert [math.isnan(y) for _, y in lines_of(axes, figures.VERMILION)[0]] == [True, False, False]
+
+
+OVERFLOWED = "overflowed: infinite"
+
+
+def triangles_of(axes: Any) -> list[tuple[str, float, float]]:
+    """Colour, x in data and height in points above the top edge of the axes of every filled triangle."""
+    height = axes.get_window_extent().y1
+    return sorted(
+        (line.get_color(), float(x), float(line.get_transform().transform((x, y))[1] - height) * 72 / axes.figure.dpi)
+        for line in axes.lines
+        if line.get_marker() == "^" and line.get_markerfacecolor() != figures.GROUND
+        for x, y in line.get_xydata()
+    )
+
+
+def drawn_as(kind: str, rows: list[tuple], **changes: Any) -> Any:
+    """The axes of a figure of this kind with these rows, columns as of `RELATIVE_COLUMNS`."""
+    if kind == "panels":
+        draw = figures.panels(**RELATIVE | {"low": "low", "high": "high"} | changes)
+    elif kind == "bands":
+        draw = figures.bands(
+            x="rate", quantiles=("low", "low", "relative", "high", "high"), series="norm", styles=RELATIVE["styles"],
+            panel="batch", panel_title="{}", xlabel="", ylabel="", unit="",
+        )  # fmt: skip
+    else:
+        names = ("x", "y", "series", "styles", "xlabel", "ylabel", "unit", "yscale")
+        own = {name: RELATIVE[name] for name in names} | {"low": "low", "high": "high", "scale": Scale.LOG}
+        draw = figures.curves(**own | {"along": Along.GRID if kind == "grid" else Along.TIME} | changes)
+    (axes,) = sheet_of(draw, rows, RELATIVE_COLUMNS).axes
+    return axes
+
+
+LINES = ["panels", "grid", "time", "bands"]
+AXES = [
+    (kind, {"yscale": yscale, "ylim": ylim})
+    for kind in LINES[:3]
+    for yscale in Scale
+    for ylim in ((None, None), (None, 1e3), (0.1, None))
+]
+
+
+@pytest.mark.parametrize(("kind", "changes"), [*AXES, ("bands", {})])
+def test_a_triangle_stands_at_every_infinite_reading_and_the_axis_is_that_of_the_finite_ones(kind, changes):
+    readings = {0.1: 1.0, 0.2: math.inf, 0.3: 0.5, 0.4: math.nan, 0.5: None, 0.6: math.inf, 0.7: 2.0}
+    other = relative("b1", "batch", {rate: 3.0 for rate in readings})
+    axes = drawn_as(kind, relative("b1", "none", readings) + other, **changes)
+    assert triangles_of(axes) == [(figures.VERMILION, 0.2, 0.0), (figures.VERMILION, 0.6, 0.0)]
+    assert words(axes.figure).splitlines().count(OVERFLOWED) == 1
+    finite = {rate: None if reading == math.inf else reading for rate, reading in readings.items()}
+    without = drawn_as(kind, relative("b1", "none", finite) + other, **changes)
+    assert axes.get_ylim() == without.get_ylim()
+    assert axes.get_xlim() == without.get_xlim()
+    assert triangles_of(without) == []
+    assert OVERFLOWED not in words(without.figure)
+    line = next(each for each in lines_of(axes, figures.VERMILION) if len(each) == len(readings) and each[0][1] == 1.0)
+    top = axes.get_ylim()[1]
+    assert [x for x, y in line if y > top] == [0.2, 0.6]  # the line leads there
+    assert [x for x, y in line if math.isnan(y)] == [0.4, 0.5]
+    figures.svg(axes.figure, "overflow")
+
+
+@pytest.mark.parametrize(("kind", "changes"), [*AXES, ("bands", {})])
+def test_a_band_without_an_upper_end_goes_on_to_the_top_of_the_axes(kind, changes):
+    rows = [("b1", "none", rate, 1.0, 0.5, high) for rate, high in ((0.1, 2.0), (0.2, math.inf), (0.3, 1.5))]
+    axes = drawn_as(kind, rows, **changes)
+    (vertices,) = [
+        path.vertices
+        for each in axes.collections for path in each.get_paths() if len(path.vertices) > 2
+    ]  # fmt: skip
+    top = axes.get_ylim()[1]
+    assert {x for x, y in vertices if y >= top} == {0.2}
+    assert {y for x, y in vertices if x == 0.1} == {0.5, 2.0}
+    assert triangles_of(axes) == [(figures.VERMILION, 0.2, 0.0)]
+    closed = drawn_as(kind, [row if row[2] != 0.2 else (*row[:5], 1.0) for row in rows], **changes)
+    assert axes.get_ylim() == closed.get_ylim()
+
+
+@pytest.mark.parametrize("kind", LINES)
+def test_a_series_of_which_all_readings_are_infinite_is_triangles_only(kind):
+    rates = (0.1, 0.2, 0.3)
+    rows = relative("b1", "none", dict.fromkeys(rates, math.inf)) + relative("b1", "batch", dict.fromkeys(rates, 2.0))
+    axes = drawn_as(kind, rows)
+    assert triangles_of(axes) == [(figures.VERMILION, rate, 0.0) for rate in rates]
+    assert "without" in words(axes.figure).splitlines()
+    top = axes.get_ylim()[1]
+    assert top < 6
+    assert all(y > top for line in lines_of(axes, figures.VERMILION) for x, y in line if x in rates)
+
+
+@pytest.mark.parametrize("kind", LINES)
+def test_an_axis_of_infinite_readings_alone_has_no_numbers(kind):
+    axes = drawn_as(kind, relative("b1", "none", {0.1: math.inf, 0.2: math.inf}))
+    assert [x for _, x, _ in triangles_of(axes)] == [0.1, 0.2]
+    assert list(axes.get_yticks()) == []
+    assert OVERFLOWED in words(axes.figure)
+
+
+@pytest.mark.parametrize("kind", LINES)
+def test_triangles_of_several_series_at_one_place_stand_one_below_the_other(kind):
+    rows = relative("b1", "none", {0.1: 1.0, 0.2: math.inf}) + relative("b1", "batch", {0.1: math.inf, 0.2: math.inf})
+    at = {(colour, x): height for colour, x, height in triangles_of(drawn_as(kind, rows))}
+    assert sorted(at) == [(figures.BLUE, 0.1), (figures.BLUE, 0.2), (figures.VERMILION, 0.2)]
+    assert at[figures.BLUE, 0.1] == at[figures.BLUE, 0.2] == 0
+    assert at[figures.VERMILION, 0.2] == pytest.approx(-5)
+
+
+@pytest.mark.parametrize("kind", LINES[:3])
+def test_the_caller_may_say_what_a_band_is(kind):
+    rows = relative("b1", "none", {0.1: 1.0, 0.2: 2.0})
+    said = words(drawn_as(kind, rows, band="range of loss").figure)
+    assert said.count("range of loss") == 1
+    today = "low to high" if kind == "panels" else "measured, with interval over seeds"
+    assert today in words(drawn_as(kind, rows).figure)
+    assert "range of loss" not in words(drawn_as(kind, rows, band="range of loss", low=None, high=None).figure)
+
+
+@pytest.mark.parametrize("yscale", Scale)
+def test_a_bar_of_infinity_reaches_the_top_and_says_so(yscale):
+    rows = [
+        ("all", 8, 1.0, 0.5, 2.0), ("bn", 8, math.inf, 1.0, math.inf),
+        ("all", 14, 3.0, 1.0, math.inf), ("bn", 14, None, None, None),
+    ]  # fmt: skip
+    draw = figures.bars(**ACCURACY | {"unit": ""}, yscale=yscale, low="low", high="high")
+    (axes,) = sheet_of(draw, rows, COLUMNS[:5]).axes
+    top = axes.get_ylim()[1]
+    assert sorted(bar.get_y() + bar.get_height() for bar in axes.patches) == pytest.approx([1.0, 3.0, top])
+    assert 3.0 < top < 6
+    assert sorted(text.get_text().strip() for text in axes.texts) == ["inf", "no data"]
+    assert [(colour, height) for colour, _, height in triangles_of(axes)] == [(figures.INK, 0.0)]  # of the whisker
+    drawn = sheet_of(draw, [(*row[:2], *(None if v == math.inf else v for v in row[2:])) for row in rows], COLUMNS[:5])
+    assert axes.get_ylim() == drawn.axes[0].get_ylim()
+
+
+def test_bars_of_infinity_alone_have_no_numbers_beside_them():
+    draw = figures.bars(**ACCURACY | {"unit": ""}, yscale=Scale.LOG)
+    (axes,) = sheet_of(draw, [("bn", 8, math.inf), ("all", 8, math.inf)], COLUMNS[:3]).axes
+    assert [bar.get_height() for bar in axes.patches] == [axes.get_ylim()[1]] * 2
+    assert list(axes.get_yticks()) == []
+    assert [text.get_text() for text in axes.texts] == ["inf", "inf"]
 
 
 def test_lines_run_along_x_whatever_the_order_of_the_rows():
@@ -768,6 +901,147 @@ def test_labels_stand_apart_in_order_and_move_only_where_they_must(heights):
     ranked = sorted(heights)
     if all(above - below > gap for below, above in pairwise(ranked)):
         assert placed == heights
+
+
+# --- figures: ridges -------------------------------------------------------------------------------
+
+RIDGES = {
+    "left": "left", "right": "right", "share": "share", "series": "norm", "styles": RELATIVE["styles"],
+    "panel": "layer", "over": "step", "panel_title": "layer {}", "xlabel": "activation", "ylabel": "training step",
+}  # fmt: skip
+RIDGES_COLUMNS = ["layer", "norm", "step", "left", "right", "share"]
+
+
+def binned(layer: int, step: Any, edges: list[float], shares: list[float | None], norm: str = "none") -> list[tuple]:
+    return [(layer, norm, step, a, b, share) for (a, b), share in zip(pairwise(edges), shares, strict=True)]
+
+
+def area(outline: Any) -> float:
+    x, y = outline.get_xy().T
+    return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)
+
+
+def feet(axes: Any) -> list[float]:
+    """Where each outline stands, from the first drawn, at the back, to the last."""
+    return [float(outline.get_xy()[:, 1].min()) for outline in axes.patches]
+
+
+shares_of = some.lists(some.floats(0.01, 1), min_size=1, max_size=8)
+
+
+@given(some.lists(some.tuples(shares_of, some.floats(0.1, 10)), min_size=1, max_size=5))
+def test_the_area_of_a_ridge_is_its_share_whatever_the_width_of_its_bins(distributions):
+    rows = []
+    for step, (weights, width) in enumerate(distributions):
+        edges = [width * place**1.5 for place in range(len(weights) + 1)]  # each bin wider than the last
+        rows += binned(3, step, edges, [weight / sum(weights) for weight in weights])
+    (axes,) = sheet_of(figures.ridges(**RIDGES), rows, RIDGES_COLUMNS).axes
+    areas = [area(outline) for outline in axes.patches]
+    assert areas == pytest.approx([areas[0]] * len(distributions))
+    heights = [float(np.ptp(outline.get_xy()[:, 1])) for outline in axes.patches]
+    assert max(heights) == pytest.approx(ridges.TALLEST)
+
+
+def test_ridges_run_from_the_top_down_and_each_stands_in_front_of_those_before_it():
+    rows = [row for step in (500, 0, 10000, 1000) for row in binned(3, step, [0, 1, 2], [0.4, 0.6])]
+    (axes,) = sheet_of(figures.ridges(**RIDGES, over_label="{:,}"), rows, RIDGES_COLUMNS).axes
+    assert feet(axes) == [3, 2, 1, 0]
+    assert [outline.get_facecolor()[3] for outline in axes.patches] == [1] * 4  # opaque
+    assert list(axes.get_yticks()) == [3, 2, 1, 0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["0", "500", "1,000", "10,000"]
+
+
+def test_ridges_of_several_series_are_translucent_and_named():
+    rows = binned(3, 0, [0, 1], [1.0], "none") + binned(3, 0, [0, 2], [1.0], "batch")
+    sheet = sheet_of(figures.ridges(**RIDGES), rows, RIDGES_COLUMNS)
+    assert all(0 < outline.get_facecolor()[3] < 1 for outline in sheet.axes[0].patches)
+    assert {"without", "with BatchNorm"} <= set(words(sheet).splitlines())
+    alone = sheet_of(figures.ridges(**RIDGES), rows[:1], RIDGES_COLUMNS)
+    assert "not measured: with BatchNorm" in words(alone)
+
+
+def test_a_missing_bin_or_ridge_is_a_gap_and_an_empty_bin_is_none():
+    rows = binned(3, 0, [0, 1, 2, 3], [0.5, None, 0.5]) + binned(3, 10, [0, 1, 2, 3], [0.5, 0.0, 0.5])
+    rows += binned(3, 20, [0, 1], [None]) + binned(9, 20, [0, 1], [1.0]) + binned(3, 30, [0, 1], [1.0])
+    three, nine = sheet_of(figures.ridges(**RIDGES), rows, RIDGES_COLUMNS).axes
+    assert feet(three) == [3, 3, 2, 0]
+    assert feet(nine) == [1]
+    assert [(float(o.get_xy()[:, 0].min()), float(o.get_xy()[:, 0].max())) for o in three.patches] == [
+        (0, 1), (2, 3), (0, 3), (0, 1),
+    ]  # fmt: skip
+    assert titles(three.figure) == ["layer 3", "layer 9"]
+
+
+def test_the_common_axis_of_ridges_holds_nearly_all_of_each_and_no_outlier_stretches_it():
+    rows = binned(3, 0, [-1, 0, 1, 1000], [0.5, 0.4999, 0.0001]) + binned(9, 10, [-4, 4], [1.0])
+    rows += binned(9, 0, [-5, -4, 0, 1e6], [0.01, 0.98995, 0.00005])  # far more than 0.1 % lies below -4
+    sheet = sheet_of(figures.ridges(**RIDGES), rows, RIDGES_COLUMNS)
+    (low, high), other = (axes.get_xlim() for axes in sheet.axes)
+    assert (low, high) == other
+    assert -5.3 < low < -4.9
+    assert 3.9 < high < 4.5
+
+
+@given(some.lists(some.floats(0, 1), min_size=1, max_size=12), some.floats(1e-3, 1e3))
+def test_what_an_axis_of_ridges_holds_is_99_9_per_cent_of_each(weights, width):
+    edges = np.arange(len(weights) + 1) * width
+    ridge = ridges.Ridge.of(edges[:-1], edges[1:], np.array(weights), "right")
+    low, high = ridge.held
+    if not sum(weights):
+        assert math.isnan(low)
+        return
+    mass = np.append(0, np.cumsum(weights)) / sum(weights)
+    held = np.interp(high, edges, mass) - np.interp(low, edges, mass)
+    assert held == pytest.approx(ridges.HELD, abs=1e-6)
+
+
+def test_a_bin_without_width_is_a_line_that_has_no_say_in_the_heights_of_others():
+    rows = [*binned(3, 0, [0, 1], [1.0]), (3, "none", 10, 0.5, 0.5, 1.0), (3, "none", 20, 0.5, 0.5, 0.0)]
+    (axes,) = sheet_of(figures.ridges(**RIDGES), rows, RIDGES_COLUMNS).axes
+    assert feet(axes) == [2]
+    assert [path.vertices.tolist() for each in axes.collections for path in each.get_paths()] == [
+        [[0.5, 1.0], [0.5, 1.0 + ridges.TALLEST]]
+    ]
+
+
+@pytest.mark.parametrize(("panels", "steps"), [(1, 1), (1, 31), (4, 12), (7, 31), (2, 200)])
+def test_labels_of_ridges_do_not_touch_and_no_ridge_leaves_its_panel(panels, steps):
+    rows = [row for p in range(panels) for step in range(steps) for row in binned(p, 500 * step, [0, 1, 2], [0.9, 0.1])]
+    sheet = sheet_of(figures.ridges(**RIDGES), rows, RIDGES_COLUMNS)
+    sheet.draw_without_rendering()
+    assert len(sheet.axes) == panels
+    for axes in sheet.axes:
+        labels = [label for label in axes.get_yticklabels() if label.get_text() and label.get_visible()]
+        boxes = [label.get_window_extent() for label in labels]
+        assert all(upper.y0 > lower.y1 for upper, lower in pairwise(boxes))
+        low, high = axes.get_ylim()
+        assert all(low < y < high for outline in axes.patches for y in outline.get_xy()[:, 1])
+    shown = [label.get_text() for label in sheet.axes[0].get_yticklabels() if label.get_text()]
+    assert shown[0] == "0"
+    assert len(shown) >= min(steps, 8)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "says"),
+    [
+        (binned(3, 0, [0, 1], [1.0]), ["layr", *RIDGES_COLUMNS[1:]], "did you mean layr"),
+        (binned(3, 0, [0, 1], [1.0]) * 2, RIDGES_COLUMNS, "none, 0 has several rows with one left"),
+        (binned(3, None, [0, 1], [1.0]), RIDGES_COLUMNS, "column step: a row without it"),
+        (binned(3, math.nan, [0, 1], [1.0]), RIDGES_COLUMNS, "column step: a row without it"),
+        (binned(3, 0, [0, math.inf], [1.0]), RIDGES_COLUMNS, "column right: a row without it"),
+        (binned(3, 0, [1, 0], [1.0]), RIDGES_COLUMNS, "column right: a bin from 1 to 0 ends before it begins"),
+    ],
+)
+def test_ridges_refuse_what_they_cannot_draw(rows, columns, says):
+    with pytest.raises(Refusal, match=says):
+        sheet_of(figures.ridges(**RIDGES), rows, columns)
+
+
+def test_ridges_without_a_reading_say_what_to_run_and_the_same_answer_draws_the_same_bytes():
+    assert "no data yet" in words(sheet_of(figures.ridges(**RIDGES), binned(3, 0, [0, 1], [None]), RIDGES_COLUMNS))
+    rows = binned(3, 0, [0, 1, 2], [0.5, 0.5]) + binned(9, 0, [0, 1, 2], [0.5, 0.5])
+    first, second = (figures.svg(sheet_of(figures.ridges(**RIDGES), rows, RIDGES_COLUMNS), "a") for _ in range(2))
+    assert first == second
 
 
 # --- the page -------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """Figures as the papers draw them: each is a query and a function that draws its answer.
 
-The drawing functions (`curves`, `panels`, `bands`, `histograms`, `bars`, `heatmaps`) take names of columns and return
-what draws them. A cell without a reading is a gap, never a zero, and so is on a log axis what is not above 0.
+The drawing functions (`curves`, `panels`, `bands`, `histograms`, `ridges`, `bars`, `heatmaps`) take names of columns
+and return what draws them. A cell without a reading is a gap, never a zero, and so is on a log axis what is not above
+0. A reading of +inf, as of a loss that overflowed, leaves the top of the axes, and a triangle stands there; a heat map,
+which has no top, hatches it as a gap.
 Shares in [0, 1] are drawn as per cent where `unit` is `%`.
 """
 
@@ -12,8 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import Enum
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -23,8 +24,22 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from bnscale.report.claims import Standing
 from bnscale.report.heat import MISSING, Ruler, colour_bar, range_of_colours
+from bnscale.report.lines import (
+    MARKERS,
+    Along,
+    PaperPoint,
+    cut_off,
+    legend,
+    line,
+    on_axis,
+    overflow_keys,
+    overflowed,
+    paper_keys,
+    paper_points,
+    values_along,
+    what_band,
+)
 from bnscale.report.look import (
     BLUE,
     GREEN,
@@ -55,7 +70,8 @@ from bnscale.report.look import (
     tick_each,
     tilt_if_crowded,
 )
-from bnscale.report.table import Series, Table, alone, in_order, number, on_grid, one_row_a_cell, outline, whole
+from bnscale.report.ridges import Ridge, common_range, face, ridge_abreast, ridge_height, tick_rows
+from bnscale.report.table import Series, Table, alone, in_order, on_grid, one_row_a_cell, outline, reading, whole
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -65,26 +81,8 @@ if TYPE_CHECKING:
 __all__ = [
     "BLUE", "GREEN", "GREY", "GROUND", "INK", "MUTED", "ORANGE", "PURPLE", "RULE", "SKY", "VERMILION",
     "Along", "Figure", "PaperPoint", "Scale", "Series",
-    "bands", "bars", "curves", "heatmaps", "histograms", "panels", "png", "render", "svg",
+    "bands", "bars", "curves", "heatmaps", "histograms", "panels", "png", "render", "ridges", "svg",
 ]  # fmt: skip
-
-
-class Along(Enum):
-    """What the x axis is."""
-
-    GRID = "an axis of the study: each value is a cell, and a cell that one series lacks is a gap"
-    TIME = "time or layers: many readings in a row, drawn without markers"
-
-
-@dataclass(frozen=True)
-class PaperPoint:
-    """A number of the paper, drawn hollow beside ours."""
-
-    series: Any
-    x: Any  # a number; of bars, the group
-    y: float  # in the unit of the y column
-    standing: Standing
-    panel: Any = None  # value of the panel column; None: only figures without panels draw it
 
 
 @dataclass(frozen=True)
@@ -143,6 +141,7 @@ def curves(
     along: Along,
     low: str | None = None,
     high: str | None = None,
+    band: str | None = None,
     ylim: tuple[float | None, float | None] = (None, None),
     paper: Sequence[PaperPoint] = (),
     chance: float | None = None,
@@ -151,12 +150,13 @@ def curves(
 ) -> Callable[[Sheet, Answer], None]:
     """One line a series, named at its right end, with a band `low` to `high` and the paper's points hollow beside it.
 
+    `band` says what the band is, "interval over seeds" where nothing is said, behind "measured, with" in the legend.
     `diverged` is a column with the share of trials that diverged; where it is above 0 a cross stands at the foot.
     """
 
     def draw(sheet: Sheet, answer: Answer) -> None:
         table = Table(answer, (x, y, series, low, high, diverged))
-        if not table.readings(y):
+        if not table.drawable(y):
             return
         axes = sheet.add_subplot()
         frame(axes, unit, xlabel, ylabel, yscale)
@@ -171,19 +171,22 @@ def curves(
             axes.update_datalim([(place, 1) for place in drawn_x], updatey=False)
             axes.autoscale_view()
             tight = bool((np.diff(along_axis(axes, drawn_x, room)) < 30).any())
+        known = [*on_axis(table, x, scale, y, low, high), *(point.y for point in points)]
+        limits(axes, unit, ylim, known if chance is None else [*known, chance])
         ends: list[tuple[float, str, str]] = []  # y of the last point, label, colour
+        infinite: list[tuple[str, np.ndarray]] = []  # colour, places
         crosses: Counter[float] = Counter()  # at each x, one above the other
 
         for style in styled:
             own = table.where(series, style.key)
-            at, value, bottom, top = _columns(own, x, y, low, high, scale, yscale)
+            at, value, bottom, top = values_along(own, x, y, low, high, scale, yscale)
             one_row_a_cell(at, answer, x, series, style.key)
             lost = own.numbers(diverged) if diverged else np.zeros_like(value)
             if along is Along.GRID:
                 at, value, bottom, top, lost = on_grid(every_x, at, value, bottom, top, lost)
             else:
                 at, value, bottom, top, lost = (column[np.argsort(at)] for column in (at, value, bottom, top, lost))
-            _line(axes, at, value, bottom, top, style.colour, along)
+            line(axes, at, value, bottom, top, style.colour, along)
             for where in np.flatnonzero(lost > 0):
                 axes.annotate(
                     f"× {100 * lost[where]:.0f} %", (at[where], 0), (0, 3 + (29 if tight else 9) * crosses[at[where]]),
@@ -191,21 +194,27 @@ def curves(
                     ha="center", va="bottom", zorder=6, rotation=90 if tight else 0,
                 )  # fmt: skip
                 crosses[at[where]] += 1
-            finite = np.flatnonzero(np.isfinite(value))
-            if len(finite):
-                ends.append((float(value[finite[-1]]), style.label, style.colour))
+            known_at = np.flatnonzero(~np.isnan(value))
+            if len(known_at):
+                ends.append((float(value[known_at[-1]]), style.label, style.colour))
+            infinite.append((style.colour, at[(value == np.inf) | (top == np.inf)]))
 
-        standings = _paper(axes, points, table.styled(series, styles, also=[p.series for p in points]), ends)
+        paper_points(axes, points, table.styled(series, styles, also=[p.series for p in points]), ends)
         if chance is not None:
             axes.axhline(chance, color=MUTED, linewidth=0.9, dashes=(1, 2), zorder=1)
         if scale is Scale.LOG:
             log_ticks(axes.xaxis)
-        limits(axes, unit, ylim, [*table.every(y, low, high), *(point.y for point in points)])
+        keys = paper_keys(points, line="--")
+        if chance is not None:
+            keys.append(Line2D([], [], color=MUTED, linewidth=0.9, dashes=(1, 2), label="chance"))
+        if crosses:
+            keys.append(Line2D([], [], color=MUTED, linestyle="", marker="x", markersize=4.6, label="share diverged"))
+        keys += overflow_keys([overflowed(axes, infinite)])
         if along is Along.GRID and len(every_x) <= (40 if scale is Scale.LOG else 12):
             tick_each(axes, sorted({*drawn_x, *(point.x for point in points)}), room)
         name_ends(axes, ends)
-        band = _band(low, high) if low is not None and high is not None and table.readings(low) else ""
-        _legend(axes, along, band, standings, chance, bool(crosses))
+        said = band or what_band(low, high) if low is not None and high is not None and table.readings(low) else ""
+        legend(axes, along, said, keys)
         say_absent(sheet, [s.label for s in styles if s.key not in {t.key for t in styled}])
 
     return draw
@@ -226,6 +235,7 @@ def panels(
     panel_title: str = "{}",
     low: str | None = None,
     high: str | None = None,
+    band: str | None = None,
     level: float | None = None,
     ylim: tuple[float | None, float | None] = (None, None),
     paper: Sequence[PaperPoint] = (),
@@ -233,45 +243,47 @@ def panels(
     """Small multiples of curves on a common y axis, one for each value of the column `panel` as it first appears.
 
     One line a series along x, with a light band `low` to `high` and the paper's points of that panel hollow beside it;
-    `level` is a dashed line across. The axes cut off what is beyond `ylim`, +inf too, and the line leads there.
+    `band` says what the band is, for the legend, and `level` is a dashed line across. The axes cut off what is beyond
+    `ylim`, and the line leads there.
     """
 
     def draw(sheet: Sheet, answer: Answer) -> None:
         table = Table(answer, (x, y, series, panel, low, high))
-        if not table.readings(y):
+        if not table.drawable(y):
             return
         points = [point for point in paper if point.panel is not None]
         values = list(dict.fromkeys([*table.values(panel), *(point.panel for point in points)]))
         styled = table.styled(series, styles, also=[point.series for point in points])
         titles = [panel_title.format(value) for value in values]
         shown = multiples(sheet, titles, abreast_of(len(values)), 2.1, "all")
-        for (axes, leftmost, lowest), value in zip(shown, values, strict=True):
+        for axes, leftmost, lowest in shown:
             frame(axes, unit, xlabel if lowest else "", ylabel if leftmost else "", yscale)
             axes.set_xscale(xscale.value)
-            axes.set_autoscaley_on(ylim == (None, None))  # what the axes cut off may be too far to scale to
+        known = [*on_axis(table, x, xscale, y, low, high), *(point.y for point in points)]
+        limits(shown[0].axes, unit, ylim, known if level is None else [*known, level])
+        triangles: list[bool] = []  # whether a panel has some
+        for axes, value in zip((each.axes for each in shown), values, strict=True):
             part = table.where(panel, value)
+            infinite: list[tuple[str, np.ndarray]] = []  # colour, places
             for style in styled:
                 own = part.where(series, style.key)
-                at, height, bottom, top = _columns(own, x, y, low, high, xscale, yscale)
+                at, height, bottom, top = values_along(own, x, y, low, high, xscale, yscale)
                 one_row_a_cell(at, answer, x, series, style.key)
-                if ylim[1] is not None:  # far above; how steep a line to +inf is nobody knows
-                    far = ylim[1] * 1e30 if yscale is Scale.LOG else ylim[1] + 1e6 * (abs(ylim[1]) + 1)
-                    height = np.where(own.overflows(y) & np.isfinite(positive(at, xscale)), far, height)
                 order = np.argsort(at)
-                _line(axes, at[order], height[order], bottom[order], top[order], style.colour, Along.TIME)
-            _paper(axes, [point for point in points if point.panel == value], styled, [])
+                line(axes, at[order], height[order], bottom[order], top[order], style.colour, Along.TIME)
+                infinite.append((style.colour, at[(height == np.inf) | (top == np.inf)]))
+            triangles.append(overflowed(axes, infinite))
+            paper_points(axes, [point for point in points if point.panel == value], styled, [])
             if level is not None:
                 axes.axhline(level, color=MUTED, linewidth=0.9, dashes=(5, 3), zorder=1)
             if xscale is Scale.LOG:
                 log_ticks(axes.xaxis)
             else:
                 axes.xaxis.set_major_locator(MaxNLocator(5, integer=whole(table.numbers(x))))
-        readings = [*table.every(y, low, high), *(point.y for point in points), math.nan if level is None else level]
-        limits(shown[0].axes, unit, ylim, readings)
         keys: list[Artist] = [Line2D([], [], color=style.colour, linewidth=2, label=style.label) for style in styled]
         if low and high and table.readings(low):
-            keys.append(Patch(color=GREY, alpha=0.35, linewidth=0, label=f"{low} to {high}"))
-        keys += _paper_keys({point.standing for point in points}, line="--")
+            keys.append(Patch(color=GREY, alpha=0.35, linewidth=0, label=band or f"{low} to {high}"))
+        keys += paper_keys(points, line="--") + overflow_keys(triangles)
         sheet.legend(handles=keys, loc="outside upper center", ncols=abreast(keys))
         there = {row[series] for row in table.rows}
         say_absent(sheet, [style.label for style in styles if style.key not in there])
@@ -298,29 +310,38 @@ def bands(
 
     def draw(sheet: Sheet, answer: Answer) -> None:
         table = Table(answer, (x, *quantiles, series, panel))
-        if not table.readings(quantiles[2]):
+        if not table.drawable(quantiles[2]):
             return
         styled = table.styled(series, styles)
-        for axes, part in _parts(sheet, table, panel, panel_title, unit, xlabel, ylabel, Scale.LINEAR):
+        parts = _parts(sheet, table, panel, panel_title, unit, xlabel, ylabel, Scale.LINEAR)
+        limits(parts[0][0], unit, (None, None), table.every(*quantiles))
+        triangles: list[bool] = []  # whether a panel has some
+        for axes, part in parts:
+            infinite: list[tuple[str, np.ndarray]] = []  # colour, places
             for style in styled:
                 own = part.where(series, style.key)
                 at = own.places(x)
                 one_row_a_cell(at, answer, x, series, style.key)
                 order = np.argsort(at)
-                first, lower, middle, upper, last = (own.numbers(name)[order] for name in quantiles)
+                heights = [own.heights(name)[order] for name in quantiles]
                 at = at[order]
+                infinite.append((style.colour, at[np.isposinf(heights).any(axis=0)]))
+                known = np.isfinite(heights[2])
+                first, lower, middle, upper, last = (cut_off(axes, each) for each in heights)
                 axes.fill_between(at, lower, upper, color=style.colour, alpha=0.22, linewidth=0)
                 for edge in (first, last):
                     axes.plot(at, edge, color=style.colour, linewidth=0.8, alpha=0.7)
                 axes.plot(at, middle, color=style.colour, linewidth=1.5)
-                lone = alone(middle)
+                lone = known & alone(middle)
                 axes.plot(at[lone], middle[lone], "o", color=style.colour, markersize=4)
+            triangles.append(overflowed(axes, infinite))
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=whole(table.numbers(x))))
         keys: list[Artist] = [Line2D([], [], color=style.colour, linewidth=2, label=style.label) for style in styled]
         keys += [
             Line2D([], [], color=INK, linewidth=1.5, label="median"),
             Patch(color=GREY, alpha=0.35, linewidth=0, label="middle half"),
             Line2D([], [], color=GREY, linewidth=0.8, label=f"{quantiles[0]} and {quantiles[-1]}"),
+            *overflow_keys(triangles),
         ]
         sheet.legend(handles=keys, loc="outside upper center", ncols=abreast(keys))
 
@@ -377,6 +398,72 @@ def histograms(
     return draw
 
 
+def ridges(
+    *,
+    left: str,
+    right: str,
+    share: str,
+    series: str,
+    styles: Sequence[Series],
+    panel: str,
+    over: str,
+    panel_title: str,
+    xlabel: str,
+    ylabel: str,
+    over_label: str = "{}",
+) -> Callable[[Sheet, Answer], None]:
+    """Binned distributions as they change: in each panel one small one for each value of `over`, as it grows from the
+    top down, the last in front of those behind it. A row is one bin from `left` to `right` with its share of the
+    whole, in [0, 1].
+
+    Drawn is density, share over width, to one scale within a panel. The panels' common x axis holds 99.9 % of every
+    distribution and cuts the rest off. `over_label` is a template for the numbers of `over`, `"{:,}"`.
+    """
+
+    def draw(sheet: Sheet, answer: Answer) -> None:
+        table = Table(answer, (left, right, share, series, panel, over))
+        if not table.readings(share):
+            return
+        styled = table.styled(series, styles)
+        panes, overs = in_order(table.values(panel)), table.rows_of(over)
+        feet = [float(len(overs) - 1 - row) for row in range(len(overs))]
+        there: dict[Any, list[list[tuple[Series, Ridge]]]] = {}  # of each panel; of each value of over, its ridges
+        for pane in panes:
+            part = table.where(panel, pane)
+            there[pane] = [[] for _ in overs]
+            for behind, key in zip(there[pane], overs, strict=True):
+                for style in styled:
+                    own = part.where(over, key).where(series, style.key)
+                    begin, end = own.places(left), own.places(right)
+                    one_row_a_cell(begin, answer, left, f"{series}, {over}", f"{style.key}, {key}")
+                    if own.readings(share):
+                        behind.append((style, Ridge.of(begin, end, own.numbers(share), right)))
+        every = [ridge for rows in there.values() for row in rows for _, ridge in row]
+        extent = common_range(every)
+        across = ridge_abreast(len(panes))
+        tall = 1.4 + min(2.4, 0.11 * len(overs)) if len(panes) > 1 else 3.1
+        top = feet[0] + 1.0
+        shown = multiples(sheet, [panel_title.format(pane) for pane in panes], across, tall, "all")
+        for (axes, leftmost, lowest), pane in zip(shown, panes, strict=True):
+            frame(axes, "", xlabel if lowest else "", ylabel if leftmost else "", Scale.LINEAR)
+            axes.grid(False)
+            height = ridge_height(ridge for row in there[pane] for _, ridge in row)
+            several = max(map(len, there[pane]))
+            for foot_of, row in zip(feet, there[pane], strict=True):
+                for style, ridge in row:
+                    ridge.draw(axes, foot_of, height, style, face(style.colour, several))
+                    top = max(top, foot_of + ridge.top(height))
+            axes.set_xlim(extent)
+            axes.xaxis.set_major_locator(MaxNLocator(4))
+        shown[0].axes.set_ylim(-0.25, top + 0.1)
+        tick_rows(shown[0].axes, feet, [over_label.format(key) for key in overs], 72 * (tall - 0.55))
+        keys: list[Artist] = [Patch(color=style.colour, linewidth=0, label=style.label) for style in styled]
+        sheet.legend(handles=keys, loc="outside upper center", ncols=abreast(keys))
+        say_absent(sheet, [style.label for style in styles if style.key not in {each.key for each in styled}])
+
+    return draw
+
+
 def bars(
     *,
     x: str,
@@ -391,22 +478,26 @@ def bars(
     paper: Sequence[PaperPoint] = (),
     yscale: Scale = Scale.LINEAR,
 ) -> Callable[[Sheet, Answer], None]:
-    """Groups of bars, one bar a series, `low` to `high` a whisker. A cell without a reading says so.
+    """Groups of bars, one bar a series, `low` to `high` a whisker. A cell without a reading says so, and so does one of
+    +inf, whose bar reaches the top.
 
     Bars begin at zero, on a log axis at its foot. Groups that are numbers are sorted, text stands as it first appears.
     """
 
     def draw(sheet: Sheet, answer: Answer) -> None:
         table = Table(answer, (x, y, series, low, high))
-        if not table.readings(y):
+        if not table.drawable(y):
             return
         axes = sheet.add_subplot()
-        frame(axes, unit, xlabel, ylabel, yscale)
         points = [point for point in paper if point.panel is None]
         groups = in_order([*table.values(x), *(point.x for point in points)])
         styled = table.styled(series, styles)
         width = 0.8 / len(styled)
         base = foot([*table.every(y, low), *(point.y for point in points)], yscale)
+        scale = yscale if base else Scale.LINEAR  # without a number above 0 there is no log axis
+        frame(axes, unit, xlabel, ylabel, scale)
+        infinite: list[tuple[float, str]] = []  # places of bars without an end, colours
+        without_end: list[tuple[float, float]] = []  # whiskers: places, lower ends
         for order, style in enumerate(styled):
             rows = table.where(series, style.key).rows
             one_row_a_cell([row[x] for row in rows], answer, x, series, style.key)
@@ -414,30 +505,46 @@ def bars(
             for index, group in enumerate(groups):
                 at = index + (order - (len(styled) - 1) / 2) * width
                 row = own.get(group, {})
-                value = number(row.get(y))
-                if math.isnan(value) or (yscale is Scale.LOG and value <= 0):
+                value = reading(row.get(y))
+                if value == math.inf:
+                    infinite.append((at, style.colour))
+                elif math.isnan(value) or (scale is Scale.LOG and value <= 0):
                     said = " no data" if math.isnan(value) else f" {short(value)}"
                     axes.text(at, base, said, rotation=90, fontsize=7, color=MUTED, ha="center", va="bottom")
                 else:
                     axes.bar(at, value - base, width * 0.88, base, color=style.colour, linewidth=0)
-                ends = (number(row.get(low)), number(row.get(high))) if low and high else (math.nan, math.nan)
+                ends = (reading(row.get(low)), reading(row.get(high))) if low and high else (math.nan, math.nan)
                 if all(map(math.isfinite, ends)):
                     axes.vlines(at, *ends, color=INK, linewidth=1)
+                elif math.isfinite(value) and math.isfinite(ends[0]) and ends[1] == math.inf:
+                    without_end.append((at, ends[0]))
                 for point in points:
                     if point.series == style.key and point.x == group:
-                        axes.plot(
-                            at, point.y, _MARKERS[point.standing], color=INK, markerfacecolor=GROUND, markersize=5
-                        )
+                        axes.plot(at, point.y, MARKERS[point.standing], color=INK, markerfacecolor=GROUND, markersize=5)
         texts = [str(group) for group in groups]
         axes.set_xticks(range(len(groups)), texts)
         tilt_if_crowded(axes, texts, 72 * WIDTH - 60)
-        if yscale is Scale.LOG:
+        if scale is Scale.LOG:
             axes.set_ylim(bottom=base)
+        top = axes.get_ylim()[1]
+        if infinite or without_end:
+            axes.set_ylim(axes.get_ylim() if axes.has_data() else (base, top))
+        if not axes.has_data():
+            axes.set_yticks([])
+        for at, colour in infinite:
+            axes.bar(at, top - base, width * 0.88, base, color=colour, linewidth=0)
+            axes.annotate(
+                "inf", (at, 1), (0, 1.5), xycoords=("data", "axes fraction"), textcoords="offset points", rotation=90,
+                fontsize=7, color=INK, ha="center", va="bottom",
+            )  # fmt: skip
+        for at, end in without_end:
+            axes.vlines(at, end, top, color=INK, linewidth=1)
+        cut = overflowed(axes, [(INK, np.array([at for at, _ in without_end]))])
         axes.axhline(base, color=INK, linewidth=0.8)
         keys: list[Artist] = [Patch(color=style.colour, linewidth=0, label=style.label) for style in styled]
         if low and table.readings(low):
             keys.append(Line2D([], [], color=INK, linewidth=1, label="interval"))
-        keys += _paper_keys({point.standing for point in points}, line="")
+        keys += paper_keys(points, line="") + overflow_keys([cut])
         sheet.legend(handles=keys, loc="outside upper center", ncols=abreast(keys))
         say_absent(sheet, [s.label for s in styles if s.key not in {t.key for t in styled}])
 
@@ -494,40 +601,6 @@ def heatmaps(
     return draw
 
 
-# --- ours and the paper's ---------------------------------------------------------------------------
-
-
-def _columns(
-    table: Table, x: str, y: str, low: str | None, high: str | None, xscale: Scale, yscale: Scale
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Places, readings and both ends of their band. What a log axis has no place for is NaN, but where only the lower
-    end of a band is not above 0 the band goes on to the foot of the axes."""
-    at = table.places(x)
-    off = np.isnan(positive(at, xscale))
-    value = positive(table.numbers(y), yscale)
-    bottom = table.numbers(low) if low else np.full_like(at, np.nan)
-    top = positive(table.numbers(high), yscale) if high else np.full_like(at, np.nan)
-    value[off] = bottom[off] = top[off] = np.nan
-    return at, value, bottom, top
-
-
-def _line(
-    axes: Axes, at: np.ndarray, value: np.ndarray, low: np.ndarray, high: np.ndarray, colour: str, along: Along
-) -> None:
-    """One series: its band, its line, and markers on a grid or where a reading stands alone."""
-    has_band = np.isfinite(low) & np.isfinite(high)
-    if has_band.any():
-        axes.fill_between(at, low, high, where=has_band, color=colour, alpha=0.16, linewidth=0, zorder=2)
-    if along is Along.GRID:
-        axes.vlines(at[has_band], low[has_band], high[has_band], colour, linewidth=1, alpha=0.8, zorder=3)
-    marked = alone(value) if along is Along.TIME else np.ones_like(value, dtype=bool)
-    axes.plot(at, value, color=colour, linewidth=1.7, zorder=4)
-    axes.plot(
-        at[marked], value[marked], "o", color=colour, markersize=4.6, zorder=5, markeredgecolor=GROUND,
-        markeredgewidth=0.6,
-    )  # fmt: skip
-
-
 def _parts(
     sheet: Sheet, table: Table, column: str, title: str, unit: str, xlabel: str, ylabel: str, yscale: Scale
 ) -> list[tuple[Axes, Table]]:
@@ -537,67 +610,3 @@ def _parts(
     for axes, leftmost, lowest in shown:
         frame(axes, unit, xlabel if lowest else "", ylabel if leftmost else "", yscale)
     return [(each.axes, table.where(column, value)) for each, value in zip(shown, values, strict=True)]
-
-
-# Round where the paper says it, a diamond where it is only near what the paper says.
-_MARKERS = {
-    Standing.FOUND: "o",
-    Standing.CODE: "s",
-    Standing.DIGITISED: "D",
-    Standing.MEMORY: "^",
-    Standing.INFERRED: "v",
-}
-
-
-def _paper(
-    axes: Axes, paper: Sequence[PaperPoint], styled: list[Series], ends: list[tuple[float, str, str]]
-) -> set[Standing]:
-    """The paper's points, hollow on a dashed line; a series we have nothing of is named at its paper's end."""
-    for style in styled:
-        points = sorted((point for point in paper if point.series == style.key), key=lambda point: point.x)
-        if not points:
-            continue
-        axes.plot(
-            [point.x for point in points], [point.y for point in points], color=style.colour, linewidth=1,
-            dashes=(4, 2.5), alpha=0.75, zorder=3.2,
-        )  # fmt: skip
-        for point in points:
-            axes.plot(
-                point.x, point.y, _MARKERS[point.standing], color=style.colour, markerfacecolor=GROUND,
-                markeredgewidth=1.1, markersize=4.6 if point.standing != Standing.DIGITISED else 4, zorder=3.4,
-            )  # fmt: skip
-        if style.label not in {label for _, label, _ in ends}:
-            ends.append((points[-1].y, style.label, style.colour))
-    return {point.standing for point in paper}
-
-
-def _paper_keys(standings: set[Standing], line: Literal["", "--"]) -> list[Artist]:
-    return [
-        Line2D(
-            [], [], color=MUTED, linestyle=line, linewidth=1, marker=_MARKERS[standing], markersize=4.6,
-            markerfacecolor=GROUND, label=f"paper ({Standing(standing).mark})",
-        )
-        for standing in Standing
-        if standing in standings
-    ]  # fmt: skip
-
-
-def _band(low: str, high: str) -> str:
-    """What a band is, by its columns: `low` to `high` is an interval, and `minimum` to `maximum` is none."""
-    return "interval over seeds" if low.endswith("low") else f"{low} to {high} over seeds".replace("_", " ")
-
-
-def _legend(axes: Axes, along: Along, band: str, standings: set[Standing], chance: float | None, crosses: bool) -> None:
-    """What is ours and what is the paper's; which series is which stands at the lines themselves."""
-    marker = "o" if along is Along.GRID else ""
-    ours = f"measured, with {band}" if band else "measured"
-    keys: list[Artist] = [Line2D([], [], color=MUTED, linewidth=1.7, marker=marker, markersize=4.6, label=ours)]
-    keys += _paper_keys(standings, line="--")
-    if chance is not None:
-        keys.append(Line2D([], [], color=MUTED, linewidth=0.9, dashes=(1, 2), label="chance"))
-    if crosses:
-        keys.append(Line2D([], [], color=MUTED, linestyle="", marker="x", markersize=4.6, label="share diverged"))
-    if len(keys) > 1 or band:
-        figure = axes.get_figure()
-        assert figure is not None
-        figure.legend(handles=keys, loc="outside upper left", ncols=abreast(keys), columnspacing=1.6)

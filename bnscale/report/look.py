@@ -133,13 +133,21 @@ def foot(values: Iterable[float], scale: Scale) -> float:
 
 
 def limits(axes: Axes, unit: str, ylim: tuple[float | None, float | None], readings: Iterable[float]) -> None:
-    """Sets the y axis. Where only one end is given, what lies beyond it has no say in the other."""
-    low, high = axes.get_ylim()
+    """Sets the y axis to hold the finite ones of the readings, whatever is drawn later. Where only one end is given,
+    what lies beyond it has no say in the other. An axis that nothing says the extent of has no numbers."""
+    known = np.array([value for value in readings if math.isfinite(value)])
     given = [end for end in ylim if end is not None]
-    if len(given) == 1:
+    if given:
+        known = np.clip(known, *ylim)
+    axes.update_datalim(np.column_stack([known, known]), updatex=False)
+    axes.autoscale_view(scalex=False)
+    low, high = axes.get_ylim()
+    if len(given) < 2 and not len(known):
+        axes.yaxis.set_major_locator(NullLocator())
+        axes.yaxis.set_minor_locator(NullLocator())
+    elif len(given) == 1:
         scale = axes.yaxis.get_transform()
-        known = np.array([value for value in readings if math.isfinite(value)])
-        within = np.append(np.clip(known, *ylim), given)
+        within = np.append(known, given)
         at = scale.transform(within[within > 0] if axes.get_yscale() == "log" else within)
         margin = 0.05 * np.ptp(at)
         if margin:

@@ -65,13 +65,24 @@ class Table:
     def readings(self, column: str) -> int:
         return int(np.isfinite(self.numbers(column)).sum()) if self.rows else 0
 
-    def overflows(self, column: str) -> np.ndarray:
-        """Where the reading is +inf: no number to draw, and greater than every limit of an axis."""
-        return np.array([row[column] is not None and row[column] == math.inf for row in self.rows], dtype=bool)
+    def heights(self, column: str) -> np.ndarray:
+        """As `numbers`, but a reading that overflowed is +inf: no number, and above every limit of an axis."""
+        self.numbers(column)  # refuses what is none
+        return np.array([reading(row[column]) for row in self.rows], dtype=float)
+
+    def drawable(self, column: str) -> bool:
+        """Whether there is any reading, be it infinite."""
+        return bool(self.rows) and not bool(np.isnan(self.heights(column)).all())
 
     def values(self, column: str) -> list[Any]:
         """The distinct values that are there, in the order in which they first appear."""
         return list(dict.fromkeys(row[column] for row in self.rows if row[column] is not None))
+
+    def rows_of(self, column: str) -> list[Any]:
+        """The distinct values, in order, of a column in which every row has one: the rows of a figure."""
+        if any(row[column] is None or row[column] != row[column] for row in self.rows):
+            raise Refusal(f"column {column}: a row without it has no place in a figure; filter the query")
+        return in_order(row[column] for row in self.rows)
 
     def styled(self, column: str, styles: Sequence[Series], also: Sequence[Any] = ()) -> list[Series]:
         """The series that are there, in the order of `styles`; what nobody styled comes last and is drawn too."""
@@ -86,6 +97,11 @@ class Table:
 
 def number(value: Any) -> float:
     return math.nan if value is None or not math.isfinite(value) else float(value)
+
+
+def reading(value: Any) -> float:
+    """As `number`, but +inf stays."""
+    return math.inf if value == math.inf else number(value)
 
 
 def one_row_a_cell(at: Iterable[Any], answer: Answer, place: str, column: str, key: Any) -> None:
