@@ -94,6 +94,17 @@ def test_the_time_left_follows_the_measured_speed_and_the_trials_at_work(passing
     assert watch.left == pytest.approx(8.0, rel=0.1)
 
 
+def test_a_slow_first_step_says_nothing_of_the_time_left(passing: Clock) -> None:
+    watch, _ = log({"a": 100.0})
+    watch.started("a")
+    passing.now += 9.0  # its data, its first readings
+    watch.progressed("a", At(0.01), began=0)
+    assert watch.left == pytest.approx(100.0, rel=0.01)
+    passing.now += 11.0
+    watch.progressed("a", At(10), began=0)
+    assert watch.left == pytest.approx(180.0)
+
+
 def test_a_terminal_shows_each_running_trial_and_survives_a_thousand() -> None:
     text = io.StringIO()
     console = Console(file=text, width=120, height=50, force_terminal=True)

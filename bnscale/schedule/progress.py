@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # the loop brings torch, which nothing here needs
     from bnscale.train import Progress
 
 PLAIN_SECONDS = 5.0  # between two lines of counts in a log
+ENOUGH = 1.0  # forecast seconds done: a first step takes far longer than those that follow, and says nothing of them
 ROWS = 16  # running trials that a terminal shows; the others are counted
 
 
@@ -126,7 +127,7 @@ class Watch:
 
     @property
     def slowness(self) -> float:
-        """Seconds that a forecast second takes, measured over what has been done so far; 1 before that."""
+        """Seconds that a forecast second takes, measured over what has been done so far; 1 before that is `ENOUGH`."""
         now = time.monotonic()
         began = [
             (now - run.since, self.seconds[trial] * (run.done - run.share))
@@ -135,7 +136,7 @@ class Watch:
         ]
         spent = self.spent + sum(s for s, _ in began)
         foreseen = self.foreseen + sum(f for _, f in began)
-        return spent / foreseen if spent > 0 and foreseen > 0 else 1.0
+        return spent / foreseen if spent > 0 and foreseen >= ENOUGH else 1.0
 
     @property
     def left(self) -> float:
