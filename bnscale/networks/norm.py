@@ -108,20 +108,24 @@ class BatchNorm(NormLayer):
         return self._train(images_NCHW)
 
     def _train(self, images_NCHW: Tensor) -> Tensor:
-        if self.peers is not None or len(images_NCHW) > self.norm_batch:
+        if self.peers is not None or images_NCHW.shape[0] > self.norm_batch:
             return self._grouped(images_NCHW)
         self.num_batches_tracked.add_(1)
         return self._native(images_NCHW, self.running_mean, self.running_var, self.momentum)
 
     def _grouped(self, images_NCHW: Tensor) -> Tensor:
         """Each group of `norm_batch` images by its own statistic; the running ones move by the mean over the groups."""
-        groups = [images_NCHW] if self.peers is not None else images_NCHW.split(self.norm_batch)
-        results = [self._group(group) for group in groups]
-        with torch.no_grad():
-            self.running_mean.lerp_(torch.stack([mean_C for _, mean_C, _ in results]).mean(0), self.momentum)
-            self.running_var.lerp_(torch.stack([square_C for _, _, square_C in results]).mean(0), self.momentum)
-            self.num_batches_tracked.add_(1)
-        return results[0][0] if len(results) == 1 else torch.cat([images for images, _, _ in results])
+        if images_NCHW.shape[0] <= self.norm_batch:
+            normalised_NCHW, mean_C, square_C = self._group(images_NCHW)
+        else:
+            results = [self._group(group) for group in images_NCHW.split(self.norm_batch)]
+            groups, means, squares = zip(*results, strict=True)
+            normalised_NCHW = torch.cat(groups)
+            mean_C, square_C = torch.stack(means).mean(0), torch.stack(squares).mean(0)
+        self.running_mean.lerp_(mean_C, self.momentum)
+        self.running_var.lerp_(square_C, self.momentum)
+        self.num_batches_tracked.add_(1)
+        return normalised_NCHW
 
     def _group(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images that share one statistic, normalized; its mean, and what the running variance moves by."""

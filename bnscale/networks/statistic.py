@@ -5,6 +5,7 @@ Every pass over the images is a native kernel. Where workers share a statistic t
 Shapes: N images of this worker, C channels, H, W pixels, P workers behind one statistic.
 """
 
+import math
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -35,14 +36,9 @@ class Statistic(NamedTuple):
     running_C: Tensor  # what the running variance moves by: unbiased where it is a variance
 
 
-@torch.no_grad()
 def statistic(images_NCHW: Tensor, size: Size, channels: int, peers: dist.ProcessGroup | None) -> Statistic:
-    """The mean and the size over all images of the peers; in float32 where the images are half as wide.
-
-    Each worker's means and sums of squared deviations are combined as by Chan, Golub & LeVeque 1979: a sum of
-    squares would cancel where the mean is large.
-    """
-    images_NCHW = images_NCHW.contiguous(memory_format=_layout(images_NCHW))
+    """The mean and the size over all images of the peers; in float32 where the images are half as wide."""
+    images_NCHW = images_NCHW.detach().contiguous(memory_format=_layout(images_NCHW))
     count = images_NCHW.numel() // channels  # values of one channel on this worker
     wide = torch.promote_types(images_NCHW.dtype, torch.float32)
     over = [0, *range(2, images_NCHW.dim())]
@@ -55,30 +51,34 @@ def statistic(images_NCHW: Tensor, size: Size, channels: int, peers: dist.Proces
     elif size is Size.LINF:
         own.append(_largest(images_NCHW, over).to(wide))
 
-    own_SC = torch.stack(own)
-    workers = 1 if peers is None else dist.get_world_size(peers)
-    all_PSC = own_SC.new_empty(workers, *own_SC.shape)
-    if peers is None:
-        all_PSC[0] = own_SC
-    else:
-        dist.all_gather(list(all_PSC.unbind()), own_SC, group=peers)
-    mean_PC, variance_PC, *size_PC = all_PSC.unbind(1)
-    mean_C = mean_PC.mean(0)
-    square_C = variance_C = variance_PC.mean(0) + (mean_PC - mean_C).square().mean(0)
-    count *= workers
+    if peers is not None:
+        own = _combined(own, size, peers)
+        count *= dist.get_world_size(peers)
+    mean_C, variance_C, *of_size = own
     match size:
         case Size.DEVIATION:
             return Statistic(size, count, mean_C, variance_C.sqrt(), variance_C, variance_C * (count / (count - 1)))
         case Size.L2:
             square_C = variance_C + mean_C.square()
             size_C = square_C.sqrt()
-        case Size.L1:
-            size_C = size_PC[0].mean(0)
-            square_C = size_C.square()
-        case Size.LINF:
-            size_C = size_PC[0].amax(0)
+        case Size.L1 | Size.LINF:
+            (size_C,) = of_size
             square_C = size_C.square()
     return Statistic(size, count, mean_C, size_C, square_C, square_C)
+
+
+def _combined(own: list[Tensor], size: Size, peers: dist.ProcessGroup) -> list[Tensor]:
+    """Of all peers' images, from the mean, the variance and, where it is another, the size of each one's own.
+
+    Means and variances as by Chan, Golub & LeVeque 1979: a sum of squares would cancel where the mean is large.
+    """
+    own_SC = torch.stack(own)
+    all_PSC = own_SC.new_empty(dist.get_world_size(peers), *own_SC.shape)
+    dist.all_gather(list(all_PSC.unbind()), own_SC, group=peers)
+    mean_PC, variance_PC, *of_size = all_PSC.unbind(1)
+    mean_C = mean_PC.mean(0)
+    variance_C = variance_PC.mean(0) + (mean_PC - mean_C).square().mean(0)
+    return [mean_C, variance_C, *(each.amax(0) if size is Size.LINF else each.mean(0) for each in of_size)]
 
 
 def normalised(
@@ -128,26 +128,28 @@ class _Normalise(torch.autograd.Function):
         images_gradient_NCHW = None
         if ctx.needs_input_grad[0]:
             # Every value moves the mean and the size of every worker: hence the sums over the peers.
-            sums_2C = torch.stack([gamma_gradient_C, beta_gradient_C])
+            gamma_sum_C, beta_sum_C = gamma_gradient_C, beta_gradient_C
             if ctx.peers is not None:
+                sums_2C = torch.stack([gamma_sum_C, beta_sum_C])
                 dist.all_reduce(sums_2C, group=ctx.peers)
+                gamma_sum_C, beta_sum_C = sums_2C
             slope_C = gamma_C * scale_C
-            through_size_C, through_mean_C = -slope_C * sums_2C / ctx.count
+            back_C = -slope_C
+            through_mean_C = back_C * beta_sum_C / ctx.count
             if ctx.size in (Size.DEVIATION, Size.L2):
-                if ctx.size is Size.L2:  # x / s is x' + mean / s
-                    through_mean_C = through_mean_C + through_size_C * mean_C * scale_C
+                through_size_C = back_C * gamma_sum_C / ctx.count
+                centre_C = mean_C if ctx.size is Size.DEVIATION else torch.zeros_like(mean_C)
                 images_gradient_NCHW = F.batch_norm(
-                    images_NCHW, mean_C, square_C, through_size_C, through_mean_C, False, 0.0, ctx.eps
+                    images_NCHW, centre_C, square_C, through_size_C, through_mean_C, False, 0.0, ctx.eps
                 )
             else:
-                if ctx.size is Size.L1:
-                    sign_NCHW = images_NCHW.sign()
-                else:
-                    sign_NCHW, ties_C = _at_largest(images_NCHW, size_C, ctx.peers)
-                    through_size_C = through_size_C * ctx.count / ties_C
-                slope_of_sign_C = through_size_C * size_C * scale_C
-                images_gradient_NCHW = sign_NCHW.mul_(_as(slope_of_sign_C, images_NCHW))
-                images_gradient_NCHW.add_(_as(through_mean_C, images_NCHW))
+                sign_NCHW, sharing = images_NCHW.sign(), ctx.count
+                if ctx.size is Size.LINF:
+                    sharing = _keep_largest(sign_NCHW, images_NCHW, size_C, ctx.peers)
+                through_size_C = back_C * gamma_sum_C / sharing * size_C * scale_C
+                images_gradient_NCHW = torch.addcmul(
+                    _as(through_mean_C, images_NCHW), sign_NCHW, _as(through_size_C, images_NCHW), out=sign_NCHW
+                )
             images_gradient_NCHW.addcmul_(gradient_NCHW, _as(slope_C, gradient_NCHW))
         return (
             images_gradient_NCHW,
@@ -161,22 +163,25 @@ class _Normalise(torch.autograd.Function):
 
 def _largest(images_NCHW: Tensor, over: list[int]) -> Tensor:
     """The largest |value| of each channel."""
-    if _layout(images_NCHW) is torch.contiguous_format:
+    if images_NCHW.dim() == 4 and _layout(images_NCHW) is torch.contiguous_format:
         return images_NCHW.abs().amax(over)
-    # Whole rows of pixels against each other first: with fewer than 32 values to a row amax takes ten times as long.
-    _, channels, _, width = images_NCHW.shape
-    rows = images_NCHW.permute(0, 2, 3, 1).reshape(-1, width * channels)
-    return rows.abs().amax(0).view(width, channels).amax(0)
+    # Channels lie side by side. Blocks of up to 32 times all of them against each other first, and then the values of
+    # the largest block: with fewer than 32 values to a row amax takes up to ten times as long.
+    channels = images_NCHW.shape[1]
+    block = math.gcd(images_NCHW.numel() // channels, 32)
+    blocks = images_NCHW.movedim(1, -1).reshape(-1, block * channels)
+    return blocks.abs().amax(0).view(block, channels).amax(0)
 
 
-def _at_largest(images_NCHW: Tensor, size_C: Tensor, peers: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
-    """The sign of the images where they are the largest of their channel, 0 elsewhere; how many those are."""
+def _keep_largest(sign_NCHW: Tensor, images_NCHW: Tensor, size_C: Tensor, peers: dist.ProcessGroup | None) -> Tensor:
+    """Set the sign to 0 where an image is not the largest of its channel; returns how many of all peers' are."""
     # 1 and 0 in the images' own type: a comparison into booleans, and their sum, take five times as long.
     largest_NCHW = images_NCHW.abs().eq_(_as(size_C, images_NCHW))
+    sign_NCHW.mul_(largest_NCHW)
     ties_C = largest_NCHW.sum([0, *range(2, images_NCHW.dim())], dtype=size_C.dtype)
     if peers is not None:
         dist.all_reduce(ties_C, group=peers)
-    return largest_NCHW.mul_(images_NCHW.sign()), ties_C
+    return ties_C
 
 
 def _as(values_C: Tensor, images_NCHW: Tensor) -> Tensor:
