@@ -52,63 +52,47 @@ group by kind, lr
 -- --- Figures 1, 2 and 5: training and test accuracy ------------------------------------------------------------------
 
 -- name: batch_accuracy
--- One row per norm, rate and step: accuracy on the next mini-batch over seeds with its 95 % interval, and at the last step
--- of a line the share of its trials that diverged.
+-- One row per norm, rate and step: accuracy on the next mini-batch, mean over seeds, and at the last step of a line the share
+-- of its trials that diverged.
 with
 -- one row per norm and rate
 lost as (
     select kind, lr, avg((outcome = 'diverged')::int) as diverged
     from settings
     group by kind, lr
-),
-
--- one row per norm, rate and step
-over_seeds as (
-    select
-        kind,
-        lr,
-        line,
-        batch_curve.step,
-        count(accuracy) as n,
-        avg(accuracy) as accuracy,
-        stddev_samp(accuracy) / sqrt(count(accuracy)) as error
-    from batch_curve
-    join settings using (trial)
-    group by kind, lr, line, batch_curve.step
 )
 
 select
     kind,
     lr,
     line,
-    step,
-    n,
-    accuracy,
-    accuracy - t95 * error as low,
-    accuracy + t95 * error as high,
-    if(step = max(step) over (partition by kind, lr), diverged, 0) as diverged
-from over_seeds
+    batch_curve.step,
+    count(accuracy) as n,
+    avg(accuracy) as accuracy,
+    if(batch_curve.step = max(batch_curve.step) over (partition by kind, lr), diverged, 0) as diverged
+from batch_curve
+join settings using (trial)
 join lost using (kind, lr)
-left join student using (n)
-order by kind, lr, step
+group by kind, lr, line, batch_curve.step, diverged
+order by kind, lr, batch_curve.step
 
 -- name: training_by_rate
 -- The same for the two networks that the paper compares over rates.
-select line, step, n, accuracy, low, high, diverged
+select line, step, n, accuracy, diverged
 from batch_accuracy
 where kind in ('none', 'batch') and step > 0
 order by line, step
 
 -- name: training_with_noise
 -- The same for noise, at rate 0.1.
-select kind, step, n, accuracy, low, high, diverged
+select kind, step, n, accuracy, diverged
 from batch_accuracy
 where kind in ('none', 'batch', 'noisy', 'noise') and lr = 0.1 and step > 0
 order by kind, step
 
 -- name: training_with_lp
 -- The same for l_p norms, at rate 0.1.
-select kind, step, n, accuracy, low, high, diverged
+select kind, step, n, accuracy, diverged
 from batch_accuracy
 where kind in ('none', 'batch', 'l1', 'l2', 'linf') and lr = 0.1 and step > 0
 order by kind, step
@@ -380,7 +364,13 @@ order by moment, layer_index, kind, moment_change.step
 
 -- name: sizes_of_noise
 -- One row per norm, layer and moment: mean change from one update to the next, over the training and seeds.
-select moment || ', layer ' || layer_index as place, kind, layer_index, moment, avg(change) as change, count(*) as n
+select
+    moment || ', ' || ['early', 'middle', 'late'][dense_rank() over (order by layer_index)] as place,
+    kind,
+    layer_index,
+    moment,
+    avg(change) as change,
+    count(*) as n
 from changes_of_moments
 group by kind, layer_index, moment
 order by moment, layer_index, kind
@@ -464,23 +454,24 @@ order by kind, moment
 
 -- --- Figures 1, 2 and 14: distributions ------------------------------------------------------------------------------
 
--- name: inputs_over_training
--- One row per layer, norm, step and interval: share of the inputs of a layer, at rate 0.1, at about ten steps of the first
--- seed.
+-- name: distributions_over_training
+-- One row per layer, place, norm, step and interval: share of the values of a layer at rate 0.1, at about ten steps of the
+-- first seed.
 with
 -- one row per trial and reading
 readings as (
     select
         trial,
         step,
-        row_number() over (partition by trial order by step) - 1 as place,
-        count(*) over (partition by trial) as places
+        row_number() over (partition by trial order by step) - 1 as number,
+        count(*) over (partition by trial) as readings
     from (select distinct trial, step from activation_histogram)
 )
 
 select
     'layer ' || layer_index || ', '
     || case kind when 'none' then 'standard' when 'batch' then 'batch norm' else 'noisy batch norm' end as panel,
+    place,
     kind,
     layer_index,
     step,
@@ -490,12 +481,20 @@ select
 from activation_histogram
 join first_seed using (trial)
 join readings using (trial, step)
-where
-    activation_histogram.place = 'input'
-    and kind in ('none', 'batch', 'noisy')
-    and lr = 0.1
-    and readings.place % ceil(greatest(places - 1, 1) / 9)::bigint = 0
-order by layer_index, case kind when 'none' then 1 when 'batch' then 2 else 3 end, step, low
+where kind in ('none', 'batch', 'noisy') and lr = 0.1 and number % ceil(greatest(readings - 1, 1) / 9)::bigint = 0
+order by place, layer_index, case kind when 'none' then 1 when 'batch' then 2 else 3 end, step, low
+
+-- name: inputs_over_training
+-- The same for what a layer gets, without the lowest interval, which holds the zeros that ReLU leaves.
+select *
+from distributions_over_training
+where place = 'input' and low > 0
+
+-- name: outputs_over_training
+-- The same for what a layer hands to the nonlinearity.
+select *
+from distributions_over_training
+where place = 'output'
 
 -- name: activations_at_the_end
 -- One row per norm, layer and interval: share of what the layer hands to the nonlinearity, at rate 0.1, at the last reading of
@@ -641,7 +640,7 @@ group by all
 -- name: shift_over_training
 -- One row per norm that the paper compares, rate and layer: both, over seeds.
 select
-    'layer ' || layer_index || ', rate ' || format('{:g}', lr) as place,
+    ['early', 'middle', 'late'][dense_rank() over (order by layer_index)] || ', rate ' || format('{:g}', lr) as place,
     kind,
     lr,
     layer_index,
@@ -918,6 +917,67 @@ by_seed as (
     from landscape_readings
     where lr = 0.1 and value > 0
     group by reading, seed
+),
+
+-- one row per reading
+over_seeds as (
+    select reading, avg(ratio) as mean, count(ratio) as n, stddev_samp(ratio) / sqrt(count(ratio)) as error
+    from by_seed
+    group by reading
+)
+
+select reading, exp(mean) as measured, n, exp(mean - t95 * error) as low, exp(mean + t95 * error) as high
+from over_seeds
+left join student using (n)
+order by reading
+
+-- name: learning
+-- One row per trial at rate 0.1: its steps until five mini-batch readings in a row have a mean of 95 %, or all where they never
+-- have.
+select trial, kind, seed, coalesce(reached, steps) as until
+from reaching
+where level = 0.95 and lr = 0.1
+
+-- name: while_learning
+-- One row per reading at rate 0.1, over the readings of a network until it has 95 % of a mini-batch right: range of the loss and
+-- change of the gradient along it, median without norm over that with batch norm; and length of covariate shift, with batch
+-- norm over without, geometric mean over the layers but the second. Geometric means over seeds.
+with
+-- one row per norm, seed and reading of the landscape
+landscapes as (
+    select kind, seed, median(variation) as variation, median(largest_change) as change
+    from along_the_gradient
+    join learning using (trial, kind, seed)
+    where step <= until
+    group by kind, seed
+),
+
+-- one row per norm, seed and layer
+shifts as (
+    select kind, seed, layer_index, avg(ln(least(l2, 1e30))) as l2
+    from covariate_shift
+    join learning using (trial)
+    where step <= until and l2 > 0 and layer_index > 2
+    group by kind, seed, layer_index
+),
+
+-- one row per seed and reading
+by_seed as (
+    select seed, 'variation' as reading, ln(nullif(one.variation, 0) / nullif(other.variation, 0)) as ratio
+    from landscapes as one
+    join landscapes as other using (seed)
+    where one.kind = 'none' and other.kind = 'batch'
+    union all
+    select seed, 'change' as reading, ln(nullif(one.change, 0) / nullif(other.change, 0)) as ratio
+    from landscapes as one
+    join landscapes as other using (seed)
+    where one.kind = 'none' and other.kind = 'batch'
+    union all
+    select seed, 'shift' as reading, avg(other.l2 - one.l2) as ratio
+    from shifts as one
+    join shifts as other using (seed, layer_index)
+    where one.kind = 'none' and other.kind = 'batch'
+    group by seed
 ),
 
 -- one row per reading
