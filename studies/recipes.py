@@ -179,9 +179,9 @@ SANTURKAR_VGG = FRANKLE_CIFAR | {
 # On 8x8 pixels the maps of a VGG's last layers have one pixel, where eight of a kernel's nine weights meet padding:
 # from Glorot's weights 11, 13 and 16 layers without norms stay at chance for 500 steps, at 0.1 and at 0.5, where with
 # batch normalization they are above 90 % within 100 (at 0.5, 16 layers within 300). From He's weights 11 and 13 layers
-# without norms come to 89 to 96 % of the test images in 400 steps at 0.1, wander below 60 % at 0.5 and have hardly begun
-# at 0.01; 16 layers are at 28 % of a mini-batch after 500 steps at 0.1. Batches of 64 and of 128 train alike, and 64
-# take two thirds of the time.
+# without norms come to 89 to 96 % of the test images in 400 steps at 0.1, wander below 60 % at 0.5 and have hardly
+# begun at 0.01; 16 layers are at 28 % of a mini-batch after 500 steps at 0.1. Batches of 64 and of 128 train alike, and
+# 64 take two thirds of the time.
 SANTURKAR_DIGITS = SANTURKAR_VGG | {
     "data": Data.DIGITS,
     "depth": 13,
