@@ -22,7 +22,7 @@ intervals, and for the claims that need three seeds, add --set seed=0,1,2.
     python studies/santurkar_vgg.py         runs what is not yet done, then reports
     python studies/santurkar_vgg.py sql landscape_in_numbers
     python studies/santurkar_vgg.py --preset paper --set norm=batch,none \\
-        --set lr=0.1 --set steps=300    the start of two of the paper's trainings, 20 minutes on 2 CPU cores
+        --set lr=0.1 --set steps=300    how two of the paper's trainings begin
 """
 
 import math
