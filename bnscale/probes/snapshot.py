@@ -150,7 +150,7 @@ class Snapshot:
         fixed = {name: p.detach() for name, p in parameters.items() if name not in wanted}
         value = loss.of_batch(self.trial, self.forward(images_NCHW, fixed | wanted), targets)
         gradient = dict(zip(wanted, torch.autograd.grad(value, list(wanted.values())), strict=True))
-        number = float(value)
+        number = float(value.detach())
         return number if math.isfinite(number) else math.inf, gradient
 
     def share(self, gradients: dict[str, Tensor]) -> None:
