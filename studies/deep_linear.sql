@@ -60,6 +60,24 @@ join networks using (trial)
 group by networks.lr, networks.norm, batch_curve.step
 order by networks.lr desc, networks.norm, batch_curve.step
 
+-- name: last_losses
+-- One row per rate and norm: the loss after the last update of whatever was trained, geometric mean over the seeds that
+-- finished, with their range.
+select
+    'LR ' || printf('%g', networks.lr) as rate,
+    norm,
+    exp(avg(ln(loss))) as loss,
+    min(loss) as minimum,
+    max(loss) as maximum,
+    count(*) as n,
+    networks.steps
+from batch_curve
+join networks using (trial)
+where batch_curve.step = networks.steps and isfinite(loss) and loss > 0
+group by networks.lr, norm, networks.steps
+qualify networks.steps = max(networks.steps) over ()
+order by networks.lr desc, norm
+
 -- name: losses
 -- One row per norm, rate and place (start, end): the loss before the first update, or after the last of 10,000; over seeds.
 -- Trials that diverged have no end.
@@ -229,20 +247,20 @@ select
     exp(mean_x + t95 * error_x) as l2_high,
     exp(mean_r) as relative,
     mean_y as cosine,
-    mean_y - t95 * error_y as cosine_low,
-    mean_y + t95 * error_y as cosine_high
+    greatest(-1, mean_y - t95 * error_y) as cosine_low,
+    least(1, mean_y + t95 * error_y) as cosine_high
 from over_seeds
 left join student using (n)
 order by lr desc, norm, layer_index
 
 -- name: size_of_shift
--- One row per rate, norm and layer: the geometric mean of |G - G'| over training.
-select panel, norm, layer_index, l2, l2_low as low, l2_high as high, n
+-- One row per rate, norm and layer: the geometric mean of |G - G'| over training, over seeds.
+select panel, norm, layer_index, l2, n
 from shift_by_layer
 
 -- name: turn_of_shift
--- One row per rate, norm and layer: the mean cosine between G and G' over training.
-select panel, norm, layer_index, cosine, cosine_low as low, cosine_high as high, n
+-- One row per rate, norm and layer: the mean cosine between G and G' over training, over seeds.
+select panel, norm, layer_index, cosine, n
 from shift_by_layer
 
 -- name: shift
@@ -311,7 +329,8 @@ group by trial, landscape.step
 -- One row per rate, norm and step: the same, of one network a norm and rate. A panel is a rate.
 select
     'LR ' || printf('%g', lr) as panel,
-    norm || ', LR ' || printf('%g', lr) as norm_panel,
+    case norm when 'l1' then 'l_1' when 'l2' then 'l_2' when 'linf' then 'l_inf' else norm end
+    || ', LR ' || printf('%g', lr) as norm_panel,
     norm,
     lr,
     ways.*
@@ -339,16 +358,16 @@ from ways_of_first_seed
 where norm in ('none', 'batch')
 
 -- name: loss_along_updates_of_l_p
--- One row per norm and rate and step: range of the loss over step sizes with batch and l_p norms, first seed.
+-- One row per l_p norm, rate and step: range of the loss over step sizes, first seed.
 select norm_panel, norm, step, loss, loss_least as least, loss_most as most
 from ways_of_first_seed
-where norm in ('batch', 'l1', 'l2', 'linf')
+where norm in ('l1', 'l2', 'linf')
 
 -- name: gradient_along_updates_of_l_p
--- One row per norm and rate and step: range of |g(x) - g(x')| over step sizes with batch and l_p norms, first seed.
+-- One row per l_p norm, rate and step: range of |g(x) - g(x')| over step sizes, first seed.
 select norm_panel, norm, step, change, change_least as least, change_most as most
 from ways_of_first_seed
-where norm in ('batch', 'l1', 'l2', 'linf')
+where norm in ('l1', 'l2', 'linf')
 
 -- name: beta_along_updates_of_l_p
 -- One row per rate, norm and step: effective beta with batch and l_p norms, first seed.
@@ -549,8 +568,8 @@ select
     side,
     sides.step,
     median(l / r) as ratio,
-    quantile_cont(l / r, 0.05) as fifth,
-    quantile_cont(l / r, 0.95) as ninety_fifth,
+    quantile_cont(l / r, 0.05) as "5 %",
+    quantile_cont(l / r, 0.95) as "95 %",
     count(*) as units
 from sides
 join networks using (trial)
@@ -601,14 +620,14 @@ order by lr desc, place, question
 -- --- Distributions -------------------------------------------------------------------------------------------------------
 
 -- name: distributions
--- One row per layer, time and norm and interval: share of what layers 9 and 17 hand on, in standard deviations from its
--- mean, at the larger of the paper's rates; first seed.
+-- One row per layer, time, norm and interval: density of what layers 9 and 17 hand on, as the share in a tenth of a standard
+-- deviation, by the distance from its mean in standard deviations; at the larger of the paper's rates, first seed.
 select
     'layer ' || histogram.layer_index || if(histogram.step = 0, ', at the start', ', at the end') as panel,
     first_seed.norm,
     (histogram.low - activations.mean) / activations.sd as low,
     (histogram.high - activations.mean) / activations.sd as high,
-    histogram.count / histogram."values" as share
+    0.1 * histogram.count / histogram."values" / ((histogram.high - histogram.low) / activations.sd) as share
 from activation_histogram as histogram
 join activations using (trial, step, layer_index, place)
 join first_seed using (trial)
