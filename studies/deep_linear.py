@@ -20,8 +20,8 @@ Draws        The teacher and its vectors are one draw for all seeds, and not the
              values, in which draws differ by factors: bands allow for it.
 Cost         COST
 
-    python studies/deep_linear.py plan --preset paper     trials, hours, memory; starts nothing
-    python studies/deep_linear.py --preset paper          trains what is not yet done, then reports
+    python studies/deep_linear.py plan --preset paper    trials, hours; starts nothing
+    python studies/deep_linear.py --preset paper         trains, then reports
     python studies/deep_linear.py --preset paper sql plateau
 """
 
@@ -75,11 +75,14 @@ LOSSES = {
     (Norm.NONE, SMALL): (3969.0, 2.3),
     (Norm.BATCH, SMALL): (710.0, 4.5),
 }
-FINAL = [PaperPoint(norm, f"LR {lr:g}", loss, Standing.DIGITISED) for (norm, lr), (loss, _) in LOSSES.items()]
 
 
 def rate(lr: float) -> str:
-    return f"LR {lr:g}"
+    """With a minus sign, at which no line breaks."""
+    return f"LR {lr:g}".replace("e-0", "e−")
+
+
+FINAL = [PaperPoint(norm, rate(lr), loss, Standing.DIGITISED) for (norm, lr), (loss, _) in LOSSES.items()]
 
 
 def times(paper: float, factor: float) -> tuple[float, float]:
@@ -366,7 +369,7 @@ CLAIMS = [
     two_over_lr(Norm.NONE, BETWEEN),
     two_over_lr(Norm.NONE, SMALL),
     Claim(
-        sentence="It is the sharpness: |dg| / |g| at a step of LR / 100, batch norm, LR 1e-06.",
+        sentence="It is the sharpness: |dg| / |g| at a step of LR / 100, batch norm, LR 1e−6.",
         source=f"Ours, from figure 10 of {PAPER}",
         query="plateau",
         row={"norm": Norm.BATCH, "lr": LARGE, "reading": "turn"},
@@ -379,7 +382,7 @@ CLAIMS = [
         needs=3,
     ),
     Claim(
-        sentence="The gradient's change grows as the step: at the largest over at the smallest, batch norm, LR 1e-06.",
+        sentence="The gradient's change grows as the step: at the largest over at the smallest, batch norm, LR 1e−6.",
         source=f"{PAPER}, figure 10b",
         query="growth_of_gradient_difference",
         row={"norm": Norm.BATCH, "lr": LARGE},
@@ -557,8 +560,8 @@ FIGURES = [
             "|G − G'|",
             Scale.LOG,
             [
-                PaperPoint(Norm.NONE, 9, 3.5, Standing.DIGITISED, "LR 1e-07"),
-                PaperPoint(Norm.BATCH, 9, 4.4e3, Standing.DIGITISED, "LR 1e-07"),
+                PaperPoint(Norm.NONE, 9, 3.5, Standing.DIGITISED, rate(SMALL)),
+                PaperPoint(Norm.BATCH, 9, 4.4e3, Standing.DIGITISED, rate(SMALL)),
             ],
         ),
         source=f"{PAPER}, figure 3b",
@@ -572,9 +575,9 @@ FIGURES = [
             "cosine",
             Scale.LINEAR,
             [
-                PaperPoint(Norm.NONE, 9, 1.0, Standing.DIGITISED, "LR 1e-07"),
-                PaperPoint(Norm.BATCH, 9, 0.17, Standing.DIGITISED, "LR 1e-07"),
-                PaperPoint(Norm.BATCH, 17, -0.08, Standing.DIGITISED, "LR 1e-07"),
+                PaperPoint(Norm.NONE, 9, 1.0, Standing.DIGITISED, rate(SMALL)),
+                PaperPoint(Norm.BATCH, 9, 0.17, Standing.DIGITISED, rate(SMALL)),
+                PaperPoint(Norm.BATCH, 17, -0.08, Standing.DIGITISED, rate(SMALL)),
             ],
         ),
         source=f"{PAPER}, figure 3b",
@@ -660,7 +663,7 @@ FIGURES = [
     Figure(
         title="What layers hand on",
         query="distributions",
-        caption=f"Values behind the norm over units and vectors, in standard deviations from their mean, at LR 1e-6; "
+        caption=f"Values behind the norm over units and vectors, in standard deviations from their mean, at LR 1e−6; "
         f"the middle 99.9 %, as the share in a tenth of a deviation. {ONE}",
         draw=histograms(
             left="low",

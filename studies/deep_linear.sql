@@ -6,13 +6,15 @@
 -- maxima, which may be +inf. Means are of logarithms of numbers that are finite and above 0; `n` counts those.
 
 -- name: networks
--- One row per trial of a deep linear network with a result; `papers` where it is the paper's, trained as long. A norm and
+-- One row per trial of a deep linear network with a result; `rate` is its rate in words, and `papers` where it is the paper's, trained as
+-- long. A norm and
 -- rate with several trials a seed, because another field was given several values, is left out: these are no repeats.
 select
     trial,
     seed,
     norm,
     lr,
+    'LR ' || replace(printf('%g', lr), 'e-0', 'e−') as rate,
     steps,
     outcome,
     depth = 25
@@ -38,9 +40,9 @@ order by norm, lr, seed
 
 -- name: first_seed
 -- One row per norm and rate: the trial of its first seed, for pictures of one network, which is what the paper shows.
-select norm, lr, arg_min(trial, seed) as trial
+select norm, lr, rate, arg_min(trial, seed) as trial
 from networks
-group by norm, lr
+group by norm, lr, rate
 
 -- --- Figure 3b, left: the loss ---------------------------------------------------------------------------------------
 
@@ -48,7 +50,7 @@ group by norm, lr
 -- One row per rate, norm and step: half the squared error added up over the 1,000 vectors, geometric mean over the seeds
 -- with their range.
 select
-    'LR ' || printf('%g', networks.lr) as panel,
+    networks.rate as panel,
     networks.norm,
     batch_curve.step,
     exp(avg(ln(loss)) filter (where isfinite(loss) and loss > 0)) as loss,
@@ -57,14 +59,14 @@ select
     count(*) as n
 from batch_curve
 join networks using (trial)
-group by networks.lr, networks.norm, batch_curve.step
+group by networks.lr, networks.rate, networks.norm, batch_curve.step
 order by networks.lr desc, networks.norm, batch_curve.step
 
 -- name: last_losses
 -- One row per rate and norm: the loss after the last update of whatever was trained, geometric mean over the seeds that
 -- finished, with their range.
 select
-    'LR ' || printf('%g', networks.lr) as rate,
+    networks.rate,
     norm,
     exp(avg(ln(loss))) as loss,
     min(loss) as minimum,
@@ -74,7 +76,7 @@ select
 from batch_curve
 join networks using (trial)
 where batch_curve.step = networks.steps and isfinite(loss) and loss > 0
-group by networks.lr, norm, networks.steps
+group by networks.lr, networks.rate, norm, networks.steps
 qualify networks.steps = max(networks.steps) over ()
 order by networks.lr desc, norm
 
@@ -191,7 +193,7 @@ from shift_of_first_seed
 -- name: shift_of_first_seed
 -- One row per layer that the paper shows, rate, norm that it compares and step: covariate shift of the first seed.
 select
-    'layer ' || layer_index || ', LR ' || printf('%g', lr) as panel,
+    'layer ' || layer_index || ', ' || rate as panel,
     norm,
     step,
     l2,
@@ -222,6 +224,7 @@ over_seeds as (
     select
         norm,
         lr,
+        rate,
         layer_index,
         bool_and(papers) as papers,
         count(x) as n,
@@ -232,11 +235,11 @@ over_seeds as (
         stddev_samp(y) / sqrt(count(y)) as error_y
     from by_trial
     join networks using (trial)
-    group by norm, lr, layer_index
+    group by norm, lr, rate, layer_index
 )
 
 select
-    'LR ' || printf('%g', lr) as panel,
+    rate as panel,
     norm,
     lr,
     layer_index,
@@ -328,9 +331,9 @@ group by trial, landscape.step
 -- name: ways_of_first_seed
 -- One row per rate, norm and step: the same, of one network a norm and rate. A panel is a rate.
 select
-    'LR ' || printf('%g', lr) as panel,
+    rate as panel,
     case norm when 'l1' then 'l_1' when 'l2' then 'l_2' when 'linf' then 'l_inf' else norm end
-    || ', LR ' || printf('%g', lr) as norm_panel,
+    || ', ' || rate as norm_panel,
     norm,
     lr,
     ways.*
@@ -487,7 +490,7 @@ order by reading = 'effective beta' desc, norm, lr
 -- name: beta_by_step_size
 -- One row per rate, norm and step size: median of beta over the second half of the trainings, in units of 2 / LR.
 select
-    'LR ' || printf('%g', networks.lr) as panel,
+    networks.rate as panel,
     networks.norm,
     round(multiple, 4) as times,
     median(beta * networks.lr / 2) as beta,
@@ -495,7 +498,7 @@ select
 from landscape
 join networks using (trial)
 where landscape.step * 2 >= networks.steps
-group by networks.lr, networks.norm, times
+group by networks.lr, networks.rate, networks.norm, times
 order by networks.lr desc, networks.norm, times
 
 -- name: growth_of_gradient_difference
@@ -540,7 +543,7 @@ sides as (
 )
 
 select
-    'LR ' || printf('%g', lr) as panel,
+    rate as panel,
     side,
     sides.step,
     avg((l <= 1.001 * r)::int) as holds,
@@ -548,7 +551,7 @@ select
 from sides
 join networks using (trial)
 where r is not null
-group by lr, side, sides.step
+group by lr, rate, side, sides.step
 order by lr desc, side, sides.step
 
 -- name: bound_by_unit
@@ -564,7 +567,7 @@ sides as (
 )
 
 select
-    'LR ' || printf('%g', lr) as panel,
+    rate as panel,
     side,
     sides.step,
     median(l / r) as ratio,
@@ -574,7 +577,7 @@ select
 from sides
 join networks using (trial)
 where r > 0
-group by lr, side, sides.step
+group by lr, rate, side, sides.step
 order by lr desc, side, sides.step
 
 -- name: bound
