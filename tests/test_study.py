@@ -115,6 +115,21 @@ def test_seeds_and_nuisance_axes_are_set_like_any_other():
     assert {(e.trial.seed, e.trial.lr, e.nuisance) for e in planned} == {(7, 0.05, "lr=0.05")}
 
 
+def test_a_cell_that_names_its_seed_is_trained_for_that_one_alone_until_seeds_are_asked_for():
+    uneven = preset(
+        scientific=grid(depth=[8]) + grid(depth=[14], seed=[0]),
+        nuisance=grid(lr=[0.1]),
+        fixed=FIXED | {"trainable": Trainable.ALL},
+        seeds=range(3),
+    )
+    planned = [(each.cell, each.trial.seed) for each in plan(uneven, original)]
+    assert planned == [("depth=8", 0), ("depth=8", 1), ("depth=8", 2), ("depth=14", 0)]
+    asked = plan(uneven.setting("seed", [4, 5]), original)
+    assert [(each.cell, each.trial.seed) for each in asked] == [
+        ("depth=8", 4), ("depth=8", 5), ("depth=14", 4), ("depth=14", 5)
+    ]  # fmt: skip
+
+
 def test_settings_are_read_as_the_fields_types():
     assert settings(["depth=14,32", "trainable=bn,all", "lr=1e-1", "steps=none", "milestones=0.5/0.75"]) == {
         "depth": [14, 32],

@@ -56,6 +56,7 @@ class Same:
 class Preset:
     """One size of a study. `scientific` axes are the question, `nuisance` axes are tuned away on held-out images.
 
+    A cell of `scientific` that names a `seed` is trained for that one of the preset's alone.
     With a `search`, each cell and seed is trained at the values of one more axis, of which a bisection needs a few.
     """
 
@@ -90,7 +91,8 @@ class Preset:
             plain = replace(self, search=None)
             return replace(plain, scientific=[cell | {axis: value} for cell in self.scientific for value in values])
         if axis == "seed":
-            return replace(self, seeds=values)
+            every = [{name: value for name, value in cell.items() if name != "seed"} for cell in self.scientific]
+            return replace(self, scientific=every, seeds=values)
         if axis in self.axes:
             return replace(self, scientific=_set_axis([c for c in self.scientific if axis in c], axis, values))
         if axis in self.nuisances:
@@ -101,8 +103,8 @@ class Preset:
 
     @property
     def axes(self) -> list[str]:
-        """Names of the scientific axes."""
-        return list(dict.fromkeys(name for cell in self.scientific for name in cell))
+        """Names of the scientific axes; seeds are repeats and no axis."""
+        return list(dict.fromkeys(name for cell in self.scientific for name in cell if name != "seed"))
 
     @property
     def nuisances(self) -> list[str]:

@@ -41,6 +41,8 @@ def plan(preset: Preset, pixels: Callable[[Data], Pixels]) -> list[Planned]:
     planned: dict[str, Planned] = {}
     known = lru_cache(pixels)
     for cell, nuisance, seed, place in itertools.product(preset.scientific, preset.nuisance, preset.seeds, searched):
+        if cell.get("seed", seed) != seed:
+            continue
         values = preset.fixed | cell | nuisance | {"seed": seed} | place
         if values.get("trainable") is Trainable.NONE:
             values |= preset.nuisance[0] | searched[0]
