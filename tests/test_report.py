@@ -96,6 +96,15 @@ def test_a_number_from_too_few_seeds_is_shown_all_the_same(session):
 
 
 @pytest.mark.parametrize(
+    ("number", "said"),
+    [("12183857160", "1.22e+10"), ("8.2e6", "8.2e+06"), ("53214.6", "53215"), ("0.5", "0.500")],
+)
+def test_a_number_of_many_digits_is_written_as_the_papers_are(session, number, said):
+    judged = measured(session, f"select {number}::double as measured, 3 as n", unit="", band=(0.0, 1e12))
+    assert judged.measured_text == said
+
+
+@pytest.mark.parametrize(
     ("number", "verdict"),
     [
         ("0.78", Verdict.REPRODUCED),

@@ -160,7 +160,10 @@ class Judged:
         return between.join(map(self._shown, (self.low, self.high))).replace("-", "−")
 
     def _shown(self, value: float) -> str:
-        """To the digits of the measured number; what needs a row of zeros as the paper's are written, 5.99e-05."""
+        """To the digits of the measured number; what needs a row of zeros, or more than six digits, as the paper's are
+        written: 5.99e-05, 1.22e+10."""
+        if self.claim.unit not in ("%", "pt") and abs(value) >= 1e6:
+            return f"{value:.3g}"
         sign = "+" if self.claim.unit == "pt" else ""
         shown = f"{value * _scale(self.claim.unit):{sign}.{self.digits}f}"
         assert self.measured is not None
