@@ -162,7 +162,7 @@ def measure(name: str, turns: int, clock: Callable[[], float]) -> None:
         seconds = median(turn[probe] for turn in taken)
         own = demand(probe)
         said = (
-            f"{own.steps:8.1f}"
+            f"{own.steps(trial):8.1f}"
             if not own.evaluations
             else f"{own.evaluations:g} evaluation{'s'[own.evaluations == 1 :]}"
         )

@@ -100,7 +100,7 @@ def train(
                 return
             at = Snapshot(trial, step, engine, data)
             for probe in due:
-                if demand(probe).steps:
+                if demand(probe).steps(trial):
                     release_memory()  # a reading has other tensors than a step, and no room for both in a full memory
                 rows = list(probe(at))
                 notebook.write(probe.__name__, rows)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from bnscale.anatomy import FAMILIES
 from bnscale.networks.layers import Layer, layers
-from bnscale.networks.norm import Noise
 from bnscale.networks.statistic import Size, statistic
 from bnscale.probes.probe import asks, plain_descent
 from bnscale.probes.snapshot import Snapshot
@@ -66,7 +65,7 @@ class MomentChange:
     variance_change: float  # the change of the variance
 
 
-@asks(steps=0.4, rows=lambda trial: 2)
+@asks(steps=0.7, rows=lambda trial: 2)
 def activations(at: Snapshot, numbers: tuple[int, ...]) -> Iterator[Activations]:
     """Santurkar et al. 2018, figures 1 and 14: how far from Gaussian, how far from where they were."""
     for layer, place, sample in _sampled(at, numbers):
@@ -102,19 +101,18 @@ def activation_histogram(at: Snapshot, numbers: tuple[int, ...]) -> Iterator[Act
 def moment_change(at: Snapshot, numbers: tuple[int, ...]) -> Iterator[MomentChange]:
     """Santurkar et al. 2018, figure 8: the noise behind batch norm moves them far more than training ever does."""
     some = [layer for layer in layers(at.network) if layer.number in numbers]
-    before = _moments(at, some, 0, {})
-    # At the next update the noise layers draw anew: what they draw is a function of how many they have done.
-    drawn = {
-        f"{name}.steps": module.steps + 1 for name, module in at.network.named_modules() if isinstance(module, Noise)
-    }
-    after = _moments(at, some, 1, at.updated | drawn)
+    buffers = at.buffers()  # the second pass draws the noise and has the running statistics that the first leaves it
+    before = _moments(at, some, 0, {}, buffers)
+    after = _moments(at, some, 1, at.updated, buffers)
     for layer in some:
         change_2 = (after[layer.number] - before[layer.number]).abs().mean(1)
         if torch.isfinite(change_2).all():
             yield MomentChange(at.step, layer.name, layer.number, before[layer.number].shape[1], *change_2.tolist())
 
 
-def _moments(at: Snapshot, some: list[Layer], ahead: int, changed: dict[str, Tensor]) -> dict[int, Tensor]:
+def _moments(
+    at: Snapshot, some: list[Layer], ahead: int, changed: dict[str, Tensor], buffers: dict[str, Tensor]
+) -> dict[int, Tensor]:
     """By layer number: means and variances of its output's channels, (2, C) in float64."""
     moments: dict[int, Tensor] = {}
 
@@ -123,7 +121,7 @@ def _moments(at: Snapshot, some: list[Layer], ahead: int, changed: dict[str, Ten
             found = statistic(values, Size.DEVIATION, values.shape[1], None)
             moments[layer.number] = torch.stack([found.mean_C, found.square_C]).double()
 
-    _watch(at, some, ahead, changed, see)
+    _watch(at, some, at.batch(ahead)[0], changed, buffers, see)
     return moments
 
 
@@ -142,13 +140,18 @@ def _sampled(at: Snapshot, numbers: tuple[int, ...]) -> Iterator[tuple[Layer, st
             values = torch.take(values, chosen)
         samples.append((layer, place, values.flatten().double().cpu().numpy()))
 
-    _watch(at, some, 0, {}, see)
+    _watch(at, some, at.batch()[0], {}, None, see)
     yield from ((layer, place, sample) for layer, place, sample in samples if np.isfinite(sample).all())
 
 
 @torch.no_grad()
 def _watch(
-    at: Snapshot, some: list[Layer], ahead: int, changed: dict[str, Tensor], see: Callable[[Layer, str, Tensor], None]
+    at: Snapshot,
+    some: list[Layer],
+    images_NCHW: Tensor,
+    changed: dict[str, Tensor],
+    buffers: dict[str, Tensor] | None,
+    see: Callable[[Layer, str, Tensor], None],
 ) -> None:
     """One pass forward, and `see` gets the inputs and outputs of these layers as they come."""
     behind = {
@@ -166,7 +169,7 @@ def _watch(
     handles = [layer.module.register_forward_pre_hook(entering(layer)) for layer in some]
     handles += [behind.get(layer.number, layer.module).register_forward_hook(leaving(layer)) for layer in some]
     try:
-        at.forward(at.batch(ahead)[0], changed)
+        at.forward(images_NCHW, changed, buffers)
     finally:
         for handle in handles:
             handle.remove()

@@ -1,14 +1,15 @@
 """Theorem 4.1 of Santurkar et al. 2018 (v3), unit by unit: batch normalization makes the loss more Lipschitz.
 
 A unit j of a batch norm layer takes y (m values: images times pixels), normalizes them to yhat = (y - mean) / sigma
-and hands on z = gamma yhat + beta. With Lhat the loss of the network with batch norm and L that of the same network
-without,
+and hands on z = gamma yhat + beta. With Lhat the loss of the network with this norm and L that of the same network
+without it,
 
     |dLhat/dy|^2  <=  gamma^2 / sigma^2 (|dL/dy|^2 - <1, dL/dy>^2 / m - <dL/dy, yhat>^2 / m).
 
-Where dL/dy is taken for dLhat/dz, the gradient at the layer's output, as in the proof (fact C.1), both sides are equal
-but for the epsilon in sigma. Taken in the network without norms, at what the same unit computes there, nothing makes
-it hold: the paper takes for granted that this network hands on the same gradient.
+Where dLhat/dz, the gradient at the layer's output, stands for dL/dy, both sides are equal but for the epsilon in sigma
+(fact C.1): with q = variance / sigma^2, the left is (1 - q) gamma^2 / sigma^2 <dLhat/dz, yhat>^2 / m below the right.
+Taken in the network without this one norm, dL/dy is the gradient at other values, for what follows sees y and not z;
+then nothing but measuring says whether it holds.
 """
 
 import math
@@ -42,14 +43,13 @@ class GradientBound:
     whole: float  # |dLhat/dz|^2
     along_ones: float  # <1, dLhat/dz>^2 / m
     along_values: float  # <dLhat/dz, yhat>^2 / m
-    # In the network with the same weights and no norms, with dL/dy at what the unit computes there; null where that
-    # overflowed:
+    # In the same network without this one norm; null where that overflowed:
     plain: float | None  # |dL/dy|^2
-    plain_right: float | None  # the right side with it, and yhat and sigma from the network with batch norm
+    plain_right: float | None  # the right side with it
 
 
 class Sides(NamedTuple):
-    """Of the inequality, by channel, in float64."""
+    """Of the inequality, (C,) each, in float64."""
 
     sigma_C: Tensor
     left_C: Tensor
@@ -83,46 +83,43 @@ def _by_channel(values: Tensor) -> Tensor:
     return values.detach().double().transpose(0, 1).flatten(1)
 
 
-@asks(batch_statistics, steps=2.5, rows=lambda trial: sum(site.channels for site in trial.norms))
+@asks(
+    batch_statistics,
+    steps=lambda trial: 1.5 + 1.2 * len(trial.norms),
+    rows=lambda trial: sum(site.channels for site in trial.norms),
+)
 def gradient_bound(at: Snapshot) -> Iterator[GradientBound]:
-    """Santurkar et al. 2018, theorem 4.1, on real activations."""
-    sites = at.trial.norms
-    norms = [cast(BatchNorm, at.network.get_submodule(site.name)) for site in sites]
-    both = _passed(at, norms, lambda y, z: z)
-    plain = _passed(at, norms, lambda y, z: y)
-    for site, norm, here, there in zip(sites, norms, both, plain, strict=True):
-        gamma_C = norm.gamma_beta(here.y)[0].detach()
-        own = sides(here.y, gamma_C, here.slope_y, here.slope_z, EPS)
-        right_C = own.right()
-        if not torch.isfinite(torch.stack([own.left_C, right_C])).all():
-            continue  # what overflowed is no number
-        other = sides(here.y, gamma_C, there.slope_y, there.slope_y, EPS)
-        columns = zip(
-            gamma_C.tolist(), own.sigma_C.tolist(), own.left_C.tolist(), right_C.tolist(),
-            own.whole_C.tolist(), own.along_ones_C.tolist(), own.along_values_C.tolist(),
-            map(_finite, other.left_C.tolist()), map(_finite, other.right().tolist()),
-            strict=True,
-        )  # fmt: skip
-        values = here.y.numel() // here.y.shape[1]
-        for unit, row in enumerate(columns):
-            yield GradientBound(at.step, site.layer, site.name, unit, values, *row)
+    """Santurkar et al. 2018, theorem 4.1, on real activations. One pass more for each norm, which is then left out.
+
+    A unit whose gradient left the float32 numbers has no row.
+    """
+    norms = {site: cast(BatchNorm, at.network.get_submodule(site.name)) for site in at.trial.norms}
+    value, passed = _passed(at, list(norms.values()), lambda y, z: z)
+    for site, norm in norms.items():
+        y, z = passed[norm]
+        slope_y, slope_z = _slopes(value, y, z)
+        gamma_C = norm.gamma_beta(y)[0].detach()
+        own = sides(y, gamma_C, slope_y, slope_z, EPS)
+        without, left_out = _passed(at, [norm], lambda y, z: y)
+        (plain,) = _slopes(without, left_out[norm][0])
+        del without, left_out  # its graph, before the next one's
+        other = sides(y, gamma_C, plain, plain, EPS)
+        columns = (gamma_C, own.sigma_C, own.left_C, own.right(), own.whole_C, own.along_ones_C, own.along_values_C)
+        plains = [map(_finite, column.tolist()) for column in (other.left_C, other.right())]
+        values = y.numel() // y.shape[1]
+        for unit, row in enumerate(zip(*(column.tolist() for column in columns), *plains, strict=True)):
+            if all(map(math.isfinite, row[: len(columns)])):
+                yield GradientBound(at.step, site.layer, site.name, unit, values, *row)
 
 
-class Passed(NamedTuple):
-    """One norm layer on the way of a batch, (N, C, ...) each."""
-
-    y: Tensor  # what it takes
-    slope_y: Tensor  # gradient of the loss there
-    slope_z: Tensor  # and at what it hands on; 0 where that goes nowhere
-
-
-def _passed(at: Snapshot, norms: list[BatchNorm], goes_on: Callable[[Tensor, Tensor], Tensor]) -> list[Passed]:
-    """The next batch in training mode, `goes_on(y, z)` behind each norm, and back."""
-    takes: dict[nn.Module, Tensor] = {}
-    hands: dict[nn.Module, Tensor] = {}
+def _passed(
+    at: Snapshot, norms: list[BatchNorm], goes_on: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, dict[nn.Module, tuple[Tensor, Tensor]]]:
+    """The loss of the next batch in training mode, `goes_on(y, z)` behind each of these norms; and their y and z."""
+    passed: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def see(norm: nn.Module, inputs: tuple[Tensor, ...], z: Tensor) -> Tensor:
-        takes[norm], hands[norm] = inputs[0], z
+        passed[norm] = inputs[0], z
         return goes_on(inputs[0], z).clone()  # what follows may overwrite it
 
     handles = [norm.register_forward_hook(see) for norm in norms]
@@ -133,10 +130,12 @@ def _passed(at: Snapshot, norms: list[BatchNorm], goes_on: Callable[[Tensor, Ten
     finally:
         for handle in handles:
             handle.remove()
-    wanted = [*(takes[norm] for norm in norms), *(hands[norm] for norm in norms)]
-    slopes = torch.autograd.grad(value, wanted, allow_unused=True, materialize_grads=True)
-    at_y, at_z = slopes[: len(norms)], slopes[len(norms) :]
-    return [Passed(takes[norm].detach(), *both) for norm, *both in zip(norms, at_y, at_z, strict=True)]
+    return value, passed
+
+
+def _slopes(value: Tensor, *at: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of the loss at these; the graph stays, for there are more to come."""
+    return torch.autograd.grad(value, at, retain_graph=True)
 
 
 def _finite(value: float) -> float | None:

@@ -34,13 +34,13 @@ def curve(at: Snapshot) -> Iterator[Curve]:
 
 @dataclass(frozen=True)
 class BatchCurve:
-    """The next batch at one step, as training sees it."""
+    """The next batch at one step, in training mode; penalties left out."""
 
     step: int  # updates taken
     epoch: float
     images: int
     loss: float  # mean cross-entropy in nats; of a regression, half the squared error, summed over vectors
-    accuracy: float | None  # share of images, in [0, 1]; null for a regression
+    accuracy: float | None  # share of images, in [0, 1]; null for a regression and where the loss is infinite
 
 
 @asks(steps=0.35, rows=lambda trial: 1)
@@ -50,6 +50,8 @@ def batch_curve(at: Snapshot) -> Iterator[BatchCurve]:
     with torch.no_grad():
         outputs = at.forward(images_NCHW, {})
     value = float(loss.of_batch(at.trial, outputs, targets))
+    if not math.isfinite(value):  # the largest of logits that are no numbers says nothing
+        yield BatchCurve(at.step, at.epoch, len(targets), math.inf, None)
+        return
     hits = loss.right(at.trial, outputs, targets)
-    accuracy = None if hits is None else float(hits[0]) / len(targets)
-    yield BatchCurve(at.step, at.epoch, len(targets), value if math.isfinite(value) else math.inf, accuracy)
+    yield BatchCurve(at.step, at.epoch, len(targets), value, None if hits is None else float(hits[0]) / len(targets))

@@ -71,7 +71,7 @@ class GradientMatrix:
     magnitude: float  # of the gradient, mean over the kernel's places
 
 
-@asks(whole_weights, steps=1.7, rows=lambda trial: trial.layers)
+@asks(whole_weights, steps=2.2, rows=lambda trial: trial.layers)
 def gradient(at: Snapshot) -> Iterator[Gradient]:
     """Bjorck et al. 2018: gradients without normalization are heavy-tailed, aligned over pixels, and of low rank."""
     found = layers(at.network)

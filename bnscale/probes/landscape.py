@@ -1,6 +1,8 @@
 """How the loss and its gradient change on the way of an update (Santurkar et al. 2018, figures 4 and 10).
 
-All on one batch, in training mode and over everything that trains: x' = x - length * gradient(x).
+All on one batch, in training mode and over everything that trains: x' = x - length * gradient(x). Penalties, weight
+decay and momentum are left out: with those an update goes elsewhere. In float32: where a gradient hardly changes, what
+is seen of the change is rounding.
 """
 
 import math
@@ -21,7 +23,7 @@ class Landscape:
     step: int  # updates taken
     multiple: float  # of the trial's learning rate
     length: float  # times the gradient: the step size
-    distance: float  # |x' - x|: length times the gradient's norm
+    distance: float  # |x' - x|, as float32 has them
     loss_before: float  # at x
     loss: float  # at x'; over step sizes, its range is the variation of the loss (figure 4a)
     gradient: float  # |gradient(x)|
@@ -40,21 +42,26 @@ def landscape(at: Snapshot, multiples: tuple[float, ...], most: float) -> Iterat
     before, slope = at.slope(batch, names, {})
     at.share(slope)
     norm = length_of(slope)
-    if not 0 < norm < math.inf or before == math.inf:
+    if not 0 < norm < math.inf:
         return
+    here = dict(at.network.named_parameters())
     for length in dict.fromkeys(min(multiple * at.trial.lr, most) for multiple in multiples):
-        loss, there = at.slope(batch, names, moved(at, slope, length))
+        far = moved(at, slope, length)
+        distance = length_of({name: part - here[name].detach() for name, part in far.items()})
+        loss, there = at.slope(batch, names, far)
+        if distance == 0:
+            continue  # a step that float32 cannot take
         change = length_of({name: part - there[name] for name, part in slope.items()})
         yield Landscape(
             at.step,
             length / at.trial.lr,
             length,
-            distance=length * norm,
+            distance=distance,
             loss_before=before,
             loss=loss,
             gradient=norm,
             gradient_change=change,
-            beta=change / (length * norm),
+            beta=change / distance,
         )
 
 

@@ -5,14 +5,16 @@ refused before anything starts, and what it costs, so that a forecast knows.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Protocol, TypeVar
 
 from bnscale.anatomy import FAMILIES
 from bnscale.probes.cadence import Cadence
 from bnscale.probes.snapshot import Snapshot
-from bnscale.trial import Affine, Network, Norm, Refusal, Trainable, Trial, near
+from bnscale.trial import Affine, Network, Norm, Precision, Refusal, Trainable, Trial, near, parse
 
 
 class Probe(Protocol):
@@ -28,20 +30,24 @@ class Demand:
     """What a probe asks of a trial, and what one reading costs it."""
 
     lacks: Callable[[Trial], str | None]  # what the trial lacks, "no gamma", with a way out; None where it serves
-    steps: float  # training steps that take as long as a reading ...
+    steps: Callable[[Trial], float]  # training steps that take as long as a reading ...
     each: float  # ... and so many more for each layer or step size that it is asked about
     evaluations: float  # passes over every part of the data
     rows: Callable[[Trial], float]
 
     def at(self, places: int, lacks: Callable[[Trial], str | None]) -> "Demand":
         """Of the same probe at so many layers or step sizes, each with its rows."""
-        return Demand(
-            lacks, self.steps + places * self.each, 0, self.evaluations, lambda trial: self.rows(trial) * places
-        )
+        steps, rows = self.steps, self.rows
+        more = places * self.each
+        return Demand(lacks, lambda trial: steps(trial) + more, 0, self.evaluations, lambda trial: rows(trial) * places)
 
 
 def _nothing(trial: Trial) -> str | None:
     return None
+
+
+def _always(steps: float | Callable[[Trial], float]) -> Callable[[Trial], float]:
+    return steps if callable(steps) else lambda trial: steps
 
 
 def _few(trial: Trial) -> float:
@@ -54,7 +60,7 @@ F = TypeVar("F", bound=Callable[..., Iterator[Any]])
 def asks(
     lacks: Callable[[Trial], str | None] = _nothing,
     *,
-    steps: float = 0.0,
+    steps: float | Callable[[Trial], float] = 0.0,
     each: float = 0.0,
     evaluations: float = 0.0,
     rows: Callable[[Trial], float] = _few,
@@ -62,14 +68,14 @@ def asks(
     """Says what the function below it asks and costs, and leaves it as it is."""
 
     def said(probe: F) -> F:
-        vars(probe)["demand"] = Demand(lacks, steps, each, evaluations, rows)
+        vars(probe)["demand"] = Demand(lacks, _always(steps), each, evaluations, rows)
         return probe
 
     return said
 
 
 def demand(probe: Callable[..., Iterator[Any]]) -> Demand:
-    return getattr(probe, "demand", Demand(_nothing, 0.0, 0.0, 0.0, _few))
+    return getattr(probe, "demand", Demand(_nothing, _always(0.0), 0.0, 0.0, _few))
 
 
 @dataclass(frozen=True)
@@ -103,8 +109,8 @@ class AtLayers:
 def at_layers(measure: Callable[[Snapshot, tuple[int, ...]], Iterator[Any]], *layers: int) -> AtLayers:
     """Raises `Refusal` for layers that no network has."""
     for number in layers:
-        if number < 1:
-            raise Refusal(f"probe {measure.__name__}: layer {number}: layers are numbered from 1 at the stem")
+        if not isinstance(number, int) or number < 1:
+            raise Refusal(f"probe {measure.__name__}: layer {number}: layers are numbered 1, 2, 3 ... from the stem")
     if not layers or list(layers) != sorted(set(layers)):
         raise Refusal(f"probe {measure.__name__}: layers {layers}: give at least one, each once, in rising order")
     return AtLayers(measure, layers)
@@ -140,8 +146,8 @@ def at_multiples(
 ) -> AtMultiples:
     """`at_multiples(landscape, 0.5, 1, 2, 4, most=0.4)`. Raises `Refusal` for what is no step forward."""
     for each in (*multiples, most):
-        if not each > 0:
-            raise Refusal(f"probe {measure.__name__}: step {each:g}: must be greater than 0")
+        if not isinstance(each, int | float) or not each > 0 or (each == math.inf and each in multiples):
+            raise Refusal(f"probe {measure.__name__}: step {each}: must be a finite number greater than 0")
     if not multiples or list(multiples) != sorted(set(multiples)):
         raise Refusal(f"probe {measure.__name__}: steps {multiples}: give at least one, each once, in rising order")
     return AtMultiples(measure, multiples, most)
@@ -168,24 +174,44 @@ class Only:
         return demand(self.probe)
 
     def looks(self, trial: Trial) -> bool:
-        return all(getattr(trial, field) in values for field, values in self.fields)
+        inner = not isinstance(self.probe, Only) or self.probe.looks(trial)
+        return inner and all(getattr(trial, field) in values for field, values in self.fields)
 
     def __str__(self) -> str:
-        return str(self.probe) if isinstance(self.probe, AtLayers | AtMultiples) else ""
+        return str(self.probe) if isinstance(self.probe, AtLayers | AtMultiples | Only) else ""
 
 
 def only(probe: Probe, **fields: Iterable[Any]) -> Only:
     """`only(gradient_bound, norm=[Norm.BATCH])` looks at the trials with batch norm. Raises `Refusal` for a field that
-    trials do not have."""
-    for field in fields:
+    trials do not have, and for a value that it cannot have."""
+    some: list[tuple[str, tuple[Any, ...]]] = []
+    for field, values in fields.items():
+        said = f"probe {probe.__name__}: {field}"
         if field not in Trial.model_fields:
-            raise Refusal(f"probe {probe.__name__}: {field}: no such field{near(field, list(Trial.model_fields))}")
-    return Only(probe, tuple((field, tuple(values)) for field, values in fields.items()))
+            raise Refusal(f"{said}: no such field{near(field, list(Trial.model_fields))}")
+        if isinstance(values, str) or not isinstance(values, Iterable):
+            raise Refusal(f"{said} {values}: give a list of values: {field}=[...]")
+        values = tuple(parse(Trial, field, value) for value in values)
+        kind = Trial.model_fields[field].annotation
+        if isinstance(kind, type) and issubclass(kind, StrEnum):
+            for value in values:
+                if not isinstance(value, kind):
+                    members = [str(member) for member in kind]
+                    raise Refusal(f"{said} {value}: must be one of {', '.join(members)}{near(str(value), members)}")
+        some.append((field, values))
+    return Only(probe, tuple(some))
 
 
 def looking(probes: dict[Probe, Cadence], trial: Trial) -> dict[Probe, Cadence]:
-    """Those of a study's probes that look at this trial."""
-    return {probe: cadence for probe, cadence in probes.items() if not isinstance(probe, Only) or probe.looks(trial)}
+    """Those of a study's probes that look at this trial. Raises `Refusal` where two of them write one table: a trial's
+    manifest keeps one cadence for a table."""
+    found = {probe: cadence for probe, cadence in probes.items() if not isinstance(probe, Only) or probe.looks(trial)}
+    for name, times in Counter(probe.__name__ for probe in found).items():
+        if times > 1:
+            raise Refusal(
+                f"probe {name}: looks at {trial.id} in {times} ways; give it one, at all layers that you want"
+            )
+    return found
 
 
 def check(probe: Probe, trial: Trial) -> None:
@@ -258,4 +284,6 @@ def batch_statistics(trial: Trial) -> str | None:
         return "no batch normalization; set norm=batch"
     if trial.norm_batch != trial.batch:
         return f"statistics over {trial.norm_batch} of {trial.batch} images; set norm_batch={trial.batch}"
+    if trial.precision is not Precision.FP32:
+        return f"{trial.precision} values, whose rounding is as large as what is compared; set precision=fp32"
     return None

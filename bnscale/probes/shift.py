@@ -42,8 +42,8 @@ def _lacks(trial: Trial) -> str | None:
 def covariate_shift(at: Snapshot, numbers: tuple[int, ...]) -> Iterator[CovariateShift]:
     """Santurkar et al. 2018, definition 2.1 and figures 3, 8 and 9.
 
-    The updated network runs forward once; what it hands to the parts with these layers is kept, and from there on one
-    pass forward and backward a layer is enough.
+    The updated network runs forward once; what it hands to the parts of its trunk with these layers is kept, and from
+    there on one pass forward and backward a layer is enough. torchvision's have no trunk and take whole passes.
     """
     some = [layer for layer in layers(at.network) if layer.number in numbers]
     gradients = at.gradients([*at.names(), *(layer.weight for layer in some)])

@@ -108,15 +108,22 @@ class Snapshot:
         """Images and targets of the next update but `ahead`; behind the end of training, those that would follow."""
         return self.data.batch(self.step + ahead)
 
-    def forward(self, images_NCHW: Tensor, changed: dict[str, Tensor]) -> Tensor:
-        """Float32 outputs in training mode, with some parameters or buffers `changed`.
+    def forward(
+        self, images_NCHW: Tensor, changed: dict[str, Tensor], buffers: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """Float32 outputs in training mode, with some parameters `changed`.
 
-        Statistics are these images' own, and this worker holds all of them.
+        Statistics are these images' own, and this worker holds all of them. `buffers` are moved as training moves the
+        network's own; without them, copies of these are.
         """
-        buffers = {name: value.clone() for name, value in self.statistics.items()}
+        buffers = self.buffers() if buffers is None else buffers
         single = (_mode(self.network, training=True), alone(self.network), gathered(self.network, len(images_NCHW)))
         with single[0], single[1], single[2], self._precision():
-            return functional_call(self.network, buffers | changed, (images_NCHW,)).float()
+            return functional_call(self.network, changed | buffers, (images_NCHW,)).float()
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Copies of the network's."""
+        return {name: value.clone() for name, value in self.statistics.items()}
 
     @torch.no_grad()
     def loss(self, batch: tuple[Tensor, Tensor], changed: dict[str, Tensor]) -> float:

@@ -222,7 +222,7 @@ def forecast(trial: Trial, probes: dict[Probe, Cadence], pace: Pace, workers: in
     readings = [(demand(probe), cadence.readings(trial)) for probe, cadence in probes.items()]
     passes = sum(asked.evaluations * times for asked, times in readings)
     # Every worker of a gang computes the whole batch for itself where a probe takes gradients or looks along them.
-    alone = sum(asked.steps * times for asked, times in readings)
+    alone = sum(asked.steps(trial) * times for asked, times in readings)
     training = round(_training_memory(trial, counted, 1 if alone else workers))
     host = round(_process() + _data(trial))
     return Forecast(
