@@ -130,6 +130,26 @@ def test_a_cell_that_names_its_seed_is_trained_for_that_one_alone_until_seeds_ar
     ]  # fmt: skip
 
 
+def test_a_new_value_gets_the_cells_that_all_others_have_whatever_their_seeds():
+    both = grid(depth=[8, 14], lr=[0.1, 0.3])
+    uneven = preset(
+        scientific=both + grid(depth=[8], lr=[0.2], seed=[0]) + grid(depth=[20], lr=[0.1], seed=[1]),
+        nuisance=[{}],
+        fixed=FIXED | {"trainable": Trainable.ALL},
+        seeds=range(3),
+    )
+    assert uneven.combinations == len(plan(uneven, original)) == 4 * 3 + 2
+    assert uneven.setting("lr", [0.5]).scientific == [{"depth": 8, "lr": 0.5}]
+    assert uneven.setting("depth", [26]).scientific == [{"depth": 26, "lr": 0.1}]
+    assert uneven.setting("lr", [0.2, 0.5]).scientific == [
+        {"depth": 8, "lr": 0.2, "seed": 0},
+        {"depth": 8, "lr": 0.5},
+    ]
+    apart = preset(scientific=grid(depth=[8], lr=[0.1]) + grid(depth=[14], lr=[0.3]), nuisance=[{}], fixed=FIXED)
+    with pytest.raises(Refusal, match="depth 20: the grid has cells for 8, 14 alone; try one of them"):
+        apart.setting("depth", [20])
+
+
 def test_settings_are_read_as_the_fields_types():
     assert settings(["depth=14,32", "trainable=bn,all", "lr=1e-1", "steps=none", "milestones=0.5/0.75"]) == {
         "depth": [14, 32],

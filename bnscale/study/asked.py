@@ -57,7 +57,6 @@ class Asked:
         words = ["--preset", preset, *(word for each in sets or [] for word in ("--set", each)), "--store", str(store)]
         if any(each.trial.data.has_files for each in every):
             words += ["--data", str(folder)]
-        count = len(grid.scientific) * len(grid.nuisance) * len(grid.seeds) * len(grid.searched)
         asked = cls(
             study=study,
             preset=preset,
@@ -65,7 +64,7 @@ class Asked:
             search=grid.search,
             grid=every,
             searches=[],
-            merged=count - len(every),
+            merged=grid.combinations - len(every),
             axes=grid.axes,
             sets=list(sets or []),
             store=store.resolve(),

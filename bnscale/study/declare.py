@@ -107,6 +107,12 @@ class Preset:
         return list(dict.fromkeys(name for cell in self.scientific for name in cell if name != "seed"))
 
     @property
+    def combinations(self) -> int:
+        """Of cells, seeds and values of the other axes, before those that are one training are found."""
+        seeds = sum(len(self.seeds) if "seed" not in cell else cell["seed"] in self.seeds for cell in self.scientific)
+        return seeds * len(self.nuisance) * len(self.searched)
+
+    @property
     def nuisances(self) -> list[str]:
         return list(dict.fromkeys(name for cell in self.nuisance for name in cell))
 
@@ -120,7 +126,14 @@ def _set_axis(cells: list[dict[str, Any]], axis: str, values: list[Any]) -> list
     rests: dict[Any, list[dict[str, Any]]] = {}
     for cell in cells:
         rests.setdefault(cell[axis], []).append({k: v for k, v in cell.items() if k != axis})
-    shared = [rest for rest in next(iter(rests.values())) if all(rest in other for other in rests.values())]
+    # What every value has, whichever seeds it has it for.
+    bare = [[{k: v for k, v in rest.items() if k != "seed"} for rest in each] for each in rests.values()]
+    shared = [
+        rest for place, rest in enumerate(bare[0]) if rest not in bare[0][:place] and all(rest in o for o in bare)
+    ]
+    for value in values:
+        if value not in rests and not shared:
+            raise Refusal(f"{axis} {value}: the grid has cells for {', '.join(map(str, rests))} alone; try one of them")
     order = dict.fromkeys(name for cell in cells for name in cell)  # of the columns of a plan: as it was
     return [
         {name: (rest | {axis: value})[name] for name in order if name == axis or name in rest}

@@ -34,9 +34,8 @@ def plan(preset: Preset, pixels: Callable[[Data], Pixels]) -> list[Planned]:
     trials at all its values.
     """
     searched = preset.searched
-    count = len(preset.scientific) * len(preset.nuisance) * len(preset.seeds) * len(searched)
-    if count > MOST:
-        raise Refusal(f"grid: has {count:,} trials; {MOST:,} at most; narrow it with --set")
+    if preset.combinations > MOST:
+        raise Refusal(f"grid: has {preset.combinations:,} trials; {MOST:,} at most; narrow it with --set")
     axes, nuisances = preset.axes, preset.nuisances
     planned: dict[str, Planned] = {}
     known = lru_cache(pixels)
