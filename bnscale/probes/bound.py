@@ -25,6 +25,8 @@ from bnscale.networks.norm import EPS, BatchNorm
 from bnscale.probes.probe import asks, batch_statistics
 from bnscale.probes.snapshot import Snapshot
 
+AT_ONCE = 2**19  # values that are looked at in float64 together: memory
+
 
 @dataclass(frozen=True)
 class GradientBound:
@@ -64,6 +66,16 @@ class Sides(NamedTuple):
 
 def sides(y: Tensor, gamma_C: Tensor, slope_y: Tensor, slope: Tensor, eps: float) -> Sides:
     """`slope_y` is dLhat/dy, and `slope` the gradient on the right side; (N, C, ...) each."""
+    channels = max(1, AT_ONCE * y.shape[1] // y.numel())
+    parts = [each.split(channels, 1) for each in (y, slope_y, slope)]
+    found = [
+        _sides(some_y, some_slope_y, some_slope, some_gamma_C, eps)
+        for some_y, some_slope_y, some_slope, some_gamma_C in zip(*parts, gamma_C.split(channels), strict=True)
+    ]
+    return Sides(*map(torch.cat, zip(*found, strict=True)))
+
+
+def _sides(y: Tensor, slope_y: Tensor, slope: Tensor, gamma_C: Tensor, eps: float) -> Sides:
     y_CM, slope_y_CM, slope_CM = map(_by_channel, (y, slope_y, slope))
     variance_C = y_CM.var(1, correction=0)
     sigma_C = (variance_C + eps).sqrt()
@@ -93,23 +105,33 @@ def gradient_bound(at: Snapshot) -> Iterator[GradientBound]:
 
     A unit whose gradient left the float32 numbers has no row.
     """
-    norms = {site: cast(BatchNorm, at.network.get_submodule(site.name)) for site in at.trial.norms}
-    value, passed = _passed(at, list(norms.values()), lambda y, z: z)
-    for site, norm in norms.items():
-        y, z = passed[norm]
-        slope_y, slope_z = _slopes(value, y, z)
-        gamma_C = norm.gamma_beta(y)[0].detach()
-        own = sides(y, gamma_C, slope_y, slope_z, EPS)
-        without, left_out = _passed(at, [norm], lambda y, z: y)
-        (plain,) = _slopes(without, left_out[norm][0])
-        del without, left_out  # its graph, before the next one's
-        other = sides(y, gamma_C, plain, plain, EPS)
-        columns = (gamma_C, own.sigma_C, own.left_C, own.right(), own.whole_C, own.along_ones_C, own.along_values_C)
+    norms = [(site, cast(BatchNorm, at.network.get_submodule(site.name))) for site in at.trial.norms]
+    every = _with_norms(at, [norm for _, norm in norms])
+    for (site, norm), own in zip(norms, every, strict=True):
+        value, passed = _passed(at, [norm], lambda y, z: y)
+        y, _ = passed[norm]  # the same as with this norm, for nothing changed before it
+        (plain,) = torch.autograd.grad(value, [y])
+        other = sides(y, norm.gamma_beta(y)[0].detach(), plain, plain, EPS)
+        columns = (
+            norm.gamma_beta(y)[0], own.sigma_C, own.left_C, own.right(), own.whole_C, own.along_ones_C,
+            own.along_values_C,
+        )  # fmt: skip
         plains = [map(_finite, column.tolist()) for column in (other.left_C, other.right())]
         values = y.numel() // y.shape[1]
         for unit, row in enumerate(zip(*(column.tolist() for column in columns), *plains, strict=True)):
             if all(map(math.isfinite, row[: len(columns)])):
                 yield GradientBound(at.step, site.layer, site.name, unit, values, *row)
+
+
+def _with_norms(at: Snapshot, norms: list[BatchNorm]) -> list[Sides]:
+    """Both sides with the gradient at the layer's output, of each norm; the graph of the pass ends here."""
+    value, passed = _passed(at, norms, lambda y, z: z)
+    found = []
+    for norm in norms:
+        y, z = passed[norm]
+        slope_y, slope_z = torch.autograd.grad(value, [y, z], retain_graph=True)
+        found.append(sides(y, norm.gamma_beta(y)[0].detach(), slope_y, slope_z, EPS))
+    return found
 
 
 def _passed(
@@ -131,11 +153,6 @@ def _passed(
         for handle in handles:
             handle.remove()
     return value, passed
-
-
-def _slopes(value: Tensor, *at: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of the loss at these; the graph stays, for there are more to come."""
-    return torch.autograd.grad(value, at, retain_graph=True)
 
 
 def _finite(value: float) -> float | None:
