@@ -484,8 +484,8 @@ def by_layer(y: str, ylabel: str, yscale: Scale, paper: Sequence[PaperPoint]) ->
         unit="",
         xscale=Scale.LINEAR,
         yscale=yscale,
-        low="least",
-        high="most",
+        low="minimum",
+        high="maximum",
         paper=paper,
     )
 
@@ -684,7 +684,7 @@ FIGURES = [
         source=f"{PAPER}, theorem 4.1",
     ),
     Figure(
-        title="What layers hand on",
+        title="What layer 17 hands on",
         query="distributions",
         caption=f"Values behind the norm over units and vectors, in standard deviations from their mean, at LR 1e−6; "
         f"the middle 99.9 %, as the share in a tenth of a deviation. {ONE}",

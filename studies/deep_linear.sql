@@ -71,7 +71,7 @@ order by networks.lr desc, networks.norm, batch_curve.step
 -- One row per number of directions: half the squared error that the best linear map of 1,000 vectors leaves when it lacks the
 -- teacher's so many weakest directions. That is half the sum of as many smallest squared singular values of the teacher's
 -- outputs, 1,000 by 10. Computed once in float64 from the one teacher and vectors of this project; tests compute it anew.
-select directions, loss
+select directions, loss::double as loss
 from (
     values
     (0, 0.0),
@@ -314,12 +314,12 @@ order by lr desc, norm, layer_index
 
 -- name: size_of_shift
 -- One row per rate, norm and layer: the geometric mean of |G - G'| over training, median over seeds with their range.
-select panel, norm, layer_index, l2, l2_low as least, l2_high as most, n
+select panel, norm, layer_index, l2, l2_low as minimum, l2_high as maximum, n
 from shift_by_layer
 
 -- name: turn_of_shift
 -- One row per rate, norm and layer: the mean cosine between G and G' over training, median over seeds with their range.
-select panel, norm, layer_index, cosine, cosine_low as least, cosine_high as most, n
+select panel, norm, layer_index, cosine, cosine_low as minimum, cosine_high as maximum, n
 from shift_by_layer
 
 -- name: shift
@@ -705,11 +705,10 @@ order by lr desc, place, question
 -- --- Distributions -------------------------------------------------------------------------------------------------------
 
 -- name: distributions
--- One row per layer, norm, time and interval: density of what layers 9 and 17 hand on, as the share in a tenth of a standard
+-- One row per norm, time and interval: density of what layer 17 hands on, as the share in a tenth of a standard
 -- deviation, by the distance from its mean in standard deviations; at the larger of the paper's rates, first seed.
 select
-    'layer ' || histogram.layer_index || ', '
-    || case first_seed.norm
+    case first_seed.norm
         when 'none' then 'no norm' when 'batch' then 'batch norm' when 'l1' then 'l_1' when 'l2' then 'l_2' else 'l_inf'
     end as panel,
     if(histogram.step = 0, 'start', 'end') as time,
@@ -720,9 +719,8 @@ from activation_histogram as histogram
 join activations using (trial, step, layer_index, place)
 join first_seed using (trial)
 join (select trial, steps as last from networks) using (trial)
-where place = 'output' and first_seed.lr = 1e-6 and histogram.step in (0, last) and activations.sd > 0
+where place = 'output' and histogram.layer_index = 17 and first_seed.lr = 1e-6 and histogram.step in (0, last) and activations.sd > 0
 order by
-    histogram.layer_index,
     case norm when 'none' then 0 when 'batch' then 1 else 2 end,
     norm,
     histogram.step,
