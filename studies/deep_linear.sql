@@ -88,8 +88,8 @@ from (
 ) as sums (directions, loss)
 
 -- name: directions_over_training
--- One row per rate, norm and step: how many of the teacher's ten directions the loss, geometric mean over seeds, says are left
--- to learn: a whole number at a saddle, linear in the loss between two. Above the loss of a map to zero there are ten.
+-- One row per rate, norm and step: how many of the teacher's ten directions the loss of the first seed says are left to learn:
+-- a whole number at a saddle, linear in the loss between two. Above the loss of a map to zero there are ten.
 with
 -- one row per number of directions: from its loss up to the next
 intervals as (
@@ -98,20 +98,16 @@ intervals as (
 )
 
 select
-    panel,
-    norm,
-    step,
-    if(isfinite(next), directions + (loss - here) / (next - here), 10) as directions_left,
-    n
-from (
-    select lr, networks.rate as panel, networks.norm, batch_curve.step, exp(avg(ln(loss))) as loss, count(*) as n
-    from batch_curve
-    join networks using (trial)
-    where isfinite(loss) and loss > 0 and width = 10
-    group by lr, panel, networks.norm, batch_curve.step
-) as means
+    first_seed.rate as panel,
+    first_seed.norm,
+    batch_curve.step,
+    if(isfinite(next), directions + (loss - here) / (next - here), 10) as directions_left
+from batch_curve
+join first_seed using (trial)
+join networks using (trial)
 join intervals on loss >= here and loss < next
-order by lr desc, norm, step
+where isfinite(loss) and width = 10
+order by first_seed.lr desc, first_seed.norm, batch_curve.step
 
 -- name: last_losses
 -- One row per rate and norm: the loss after the last update of whatever was trained, geometric mean over the seeds that
@@ -549,17 +545,38 @@ by_trial as (
 
 -- one row per norm, rate and reading
 over_seeds as (
-    select norm, lr, reading, avg(x) as mean, count(x) as n, stddev_samp(x) / sqrt(count(x)) as error
+    select
+        norm,
+        lr,
+        reading,
+        bool_and(whole) as whole,
+        avg(x) as mean,
+        count(x) as n,
+        stddev_samp(x) / sqrt(count(x)) as error
     from by_trial
     join networks using (trial)
     where isfinite(x)
     group by norm, lr, reading
 )
 
-select norm, lr, reading, exp(mean) as measured, n, exp(mean - t95 * error) as low, exp(mean + t95 * error) as high
+select
+    norm,
+    lr,
+    reading,
+    whole,
+    exp(mean) as measured,
+    n,
+    exp(mean - t95 * error) as low,
+    exp(mean + t95 * error) as high
 from over_seeds
 left join student using (n)
 order by lr desc, norm, reading
+
+-- name: plateau_of_figure_10
+-- One row per norm and rate of the paper's own training: the median of the effective beta, which is over every step size.
+select norm, lr, measured, n, low, high
+from plateau
+where whole and reading = 'every step size'
 
 -- name: two_over_lr
 -- One row per norm and rate for each of three readings of beta, in units of 2 / LR: `plateau` as a figure draws it.
@@ -719,7 +736,12 @@ from activation_histogram as histogram
 join activations using (trial, step, layer_index, place)
 join first_seed using (trial)
 join (select trial, steps as last from networks) using (trial)
-where place = 'output' and histogram.layer_index = 17 and first_seed.lr = 1e-6 and histogram.step in (0, last) and activations.sd > 0
+where
+    place = 'output'
+    and histogram.layer_index = 17
+    and first_seed.lr = 1e-6
+    and histogram.step in (0, last)
+    and activations.sd > 0
 order by
     case norm when 'none' then 0 when 'batch' then 1 else 2 end,
     norm,
