@@ -11,15 +11,22 @@ Prediction   With batch norm the loss falls to 479 (rate 1e-6; 1,661 without) an
              smaller: 4.4e3 in place of 3.5 in layer 9. The loss along an update stays below 1.1e5 and reaches 6.2e14
              without; the gradient's change stays below 3.1e6 and reaches 1.9e16; the effective beta stays near
              2.0e6, which is 2 / LR, and reaches 1.2e15 without.
-Refuted by   a covariate shift that batch norm makes smaller, or an effective beta that is as large with it as without.
+Refuted by   a covariate shift that batch norm makes smaller, or a maximum of the effective beta over training that is
+             as large with it as without. A median says little here: a network that rests at a saddle has a small
+             gradient, which hardly changes, and needs no norm for that.
 Also asked   Why is the plateau of the effective beta 2 / LR? Either the sharpness is 2 / LR, the edge of stability of
-             gradient descent; then beta is the same at the smallest step. Or the gradient turns by its own length
-             already at the smallest step looked at, which is LR / 100; then the plateau were 100 / LR.
+             gradient descent; then beta is the same at the shortest step. Or the gradient turns by its own length
+             already at the shortest step looked at, which is LR / 100; then the plateau were 100 / LR.
 Draws        The teacher and its vectors are one draw for all seeds, and not the paper's, of which no seed is known; a
-             seed draws other weights. What is left of a loss at the end depends on the teacher's smallest singular
-             values, in which draws differ by factors: bands allow for it.
+             seed draws other weights.
+Saddles      A network learns the teacher's ten directions one by one, the strongest first, and rests at a saddle before
+             each. With k of them not yet learned its loss is half the sum of the k smallest squared singular values of
+             the teacher's outputs: of ours 911, 2,797, 5,973, 9,529 and 16,442 for k = 3 to 7. A final loss counts
+             the directions that are left, in lumps; that is why it can be several times the paper's for every seed.
+             The paper's 1,661 and 479 are about 3.6 and 2.5 directions of a typical teacher.
 Cost         Paper preset: 20 trainings of 10,000 steps, three seeds without norms and with batch norm, one with l_p
-             norms, which cost three times as much. Laptop: 26 trainings of 1,000 steps.
+             norms; a step with l_1 or l_2 costs about 1.6 times one with batch norm, with l_inf twice. On two cores
+             about 10 minutes. Laptop: 26 trainings of 1,000 steps, about 2 minutes.
 
     python studies/deep_linear.py plan --preset paper    trials, hours; starts nothing
     python studies/deep_linear.py --preset paper         trains, then reports
@@ -61,6 +68,7 @@ STYLES = [
 COMPARED = STYLES[:2]
 NAMES = {Norm.NONE: "no norm", Norm.BATCH: "batch norm", Norm.L1: "l_1", Norm.L2: "l_2", Norm.LINF: "l_inf"}
 L_P = [Norm.L1, Norm.L2, Norm.LINF]
+EVERY_STEP, FROM_THE_RATE = "every step size", "steps from LR on"  # readings of beta
 
 LARGE, SMALL, BETWEEN = 1e-6, 1e-7, 3e-7  # the paper's rates, and ours between them
 MULTIPLES = (0.01, 0.1, 1.0, 10.0, 10**1.5)  # at 1e-6, the paper's step sizes: 1e-8 to 10^-4.5
@@ -68,8 +76,8 @@ MULTIPLES = (0.01, 0.1, 1.0, 10.0, 10**1.5)  # at 1e-6, the paper's step sizes: 
 # Read off the paper's vector graphics to 1 %: the loss after 10,000 steps; and the factor by which what is left of a
 # loss differs between two draws of the teacher A. A network that has learned A but for its k least singular values
 # has 500 times the sum of their squares left. Of 20,000 Gaussian 10 by 10 matrices these sums have geometric means of
-# 222, 912, 2,350 and 4,836 for k = 2 to 5, and two draws differ by less than a factor of 9.1, 3.9, 2.7 and 2.2 in 95 of
-# 100 pairs. The factors here are those, interpolated in logarithms.
+# 222, 912, 2,350, 4,836, 8,710 and 14,400 for k = 2 to 7, and two draws differ by less than a factor of 9.1, 3.9, 2.7
+# and 2.2, for k = 2 to 5, in 95 of 100 pairs. The factors here are those, interpolated in logarithms.
 LOSSES = {
     (Norm.NONE, LARGE): (1661.0, 3.1),
     (Norm.BATCH, LARGE): (479.0, 5.7),
@@ -103,8 +111,9 @@ def final_loss(norm: Norm, lr: float) -> Claim:
         band=times(paper, factor),
         reason=f"A factor of {factor:g} for the draw of the teacher: by so much the sum of the few smallest squared "
         "singular values of two Gaussian 10 by 10 matrices differs in 95 of 100 pairs, and that is what is left of the "
-        "loss when all other directions are learned. That the paper's loss is half the squared error, added up, is "
-        "our reading.",
+        "loss when all other directions are learned. Beyond it lies a network that rests at a saddle with more "
+        "directions left than the paper's: one more is a factor of 1.7 to 4. That the paper's loss is half the squared "
+        "error, added up, is our reading.",
         standing=Standing.DIGITISED,
         needs=3,
     )
@@ -144,6 +153,10 @@ def less_loss(lr: float) -> Claim:
 
 def shift(norm: Norm, layer: int, reading: str, paper: float, band: tuple[float, float], reason: str) -> Claim:
     what = {"l2": "|G - G'|, geometric mean", "cosine": "cosine of G and G', mean"}[reading]
+    spread = (
+        " The number is the median over seeds; the range beside it says how far these lie apart, and what one "
+        "network can tell."
+    )
     return Claim(
         sentence=f"Covariate shift of layer {layer} over training, {NAMES[norm]}, {rate(SMALL)}: {what}.",
         source=f"{PAPER}, figure 3b",
@@ -152,7 +165,7 @@ def shift(norm: Norm, layer: int, reading: str, paper: float, band: tuple[float,
         paper=paper,
         unit="",
         band=band,
-        reason=reason,
+        reason=reason + spread,
         standing=Standing.DIGITISED,
         needs=3,
     )
@@ -190,38 +203,79 @@ def extreme(
     )
 
 
-def smoother(quantity: str, statistic: str, paper: float | None, what: str) -> Claim:
+# The paper's largest number over training without norms over that with batch norm. Of its medians those of beta alone
+# were recovered, which are claims in units of 2 / LR.
+MAXIMA = {"loss range": 5.6e9, "gradient difference": 6.1e9, "beta": 1.5e8}
+
+
+def smoother(quantity: str, statistic: str, what: str) -> Claim:
+    """Whether a quantity is larger without norms, after a training of any length."""
+    if statistic == "maximum":
+        source, standing = f"{PAPER}, figure 10", Standing.DIGITISED
+        reason = (
+            f"More than 1. The paper's two maxima, which the paper's own training is held against, are "
+            f"{MAXIMA[quantity]:.1e} times apart; a ratio of maxima of single networks is known to decades at most."
+        )
+    else:
+        source, standing = f"Ours, from figure 10 of {PAPER}", Standing.INFERRED
+        reason = (
+            "More than 1, if norms make it smaller at a typical step as at the worst. A network without norms rests at "
+            "a saddle for most of a training, where its small gradient hardly changes along an update."
+        )
     return Claim(
         sentence=f"Batch norm makes the {what} smaller ({statistic} over training, without over with), {rate(LARGE)}.",
-        source=f"{PAPER}, figure 10",
+        source=source,
         query="times_smoother",
         row={"lr": LARGE, "quantity": quantity, "statistic": statistic},
-        paper=paper,
+        paper=None,
         unit="times",
         band=(1.0, math.inf),
-        reason="More than 1. A ratio of maxima of single networks is known to decades at most; a median of the paper "
-        "was recovered for beta alone.",
-        standing=Standing.DIGITISED,
+        reason=reason,
+        standing=standing,
         needs=3,
     )
 
 
-def two_over_lr(norm: Norm, lr: float) -> Claim:
-    papers, once = norm is Norm.BATCH and lr == LARGE, norm in L_P or lr == BETWEEN
+EDGE = (
+    "A tenth: sharpness hovers just about 2 / LR, whatever the draw, if gradient descent is at the edge of stability."
+)
+
+
+def two_over_lr(norm: Norm, lr: float, reading: str = FROM_THE_RATE) -> Claim:
+    """Whether beta is 2 / LR in the second half of a training: at steps from LR on, or at any."""
+    once = norm in L_P or lr == BETWEEN
+    why = {
+        FROM_THE_RATE: "Where the sharpness is far below 2 / LR, what the gradient changes by over a shorter step than "
+        "LR is float32's rounding: left out here.",
+        EVERY_STEP: "The same as over steps from LR on, unless it is rounding.",
+    }[reading]
     return Claim(
-        sentence=f"The effective beta has its plateau at 2 / LR: in that unit, {NAMES[norm]}, {rate(lr)}.",
+        sentence=f"The effective beta has its plateau at 2 / LR: in that unit, {NAMES[norm]}, {rate(lr)}, {reading}.",
         source=f"Ours, from figure 10 of {PAPER}",
         query="plateau",
-        row={"norm": norm, "lr": lr, "reading": "effective beta"},
-        paper=1.0 if papers else None,
+        row={"norm": norm, "lr": lr, "reading": reading},
+        paper=None,
         unit="",
         band=(0.9, 1.1),
-        reason="A tenth: sharpness hovers just about 2 / LR, whatever the draw, if gradient descent is at the edge of "
-        "stability. "
-        + ("The paper's median is 2.0e6." if papers else "The paper has no number here.")
-        + (" One seed may do: it is a median over 100 readings of a training." if once else ""),
+        reason=f"{EDGE} {why}" + (" One seed may do: it is a median over half a training." if once else ""),
         standing=Standing.INFERRED,
         needs=1 if once else 3,
+    )
+
+
+def papers_plateau(norm: Norm, paper: float, reason: str) -> Claim:
+    return Claim(
+        sentence=f"... as figure 10c reads it, over every step size, in the paper's own training: {NAMES[norm]}, "
+        f"{rate(LARGE)}.",
+        source=f"{PAPER}, figure 10c",
+        query="plateau_of_figure_10",
+        row={"norm": norm, "lr": LARGE},
+        paper=paper,
+        unit="",
+        band=(0.9, 1.1),
+        reason=f"{EDGE} {reason}",
+        standing=Standing.INFERRED,
+        needs=3,
     )
 
 
@@ -250,54 +304,9 @@ OVERSHOOT = (
 ONE_NETWORK = "A factor of 3: the largest of 201 readings of one network of another draw."
 
 CLAIMS = [
-    # --- figure 3b, the loss
-    *(final_loss(norm, lr) for norm, lr in LOSSES),
-    first_loss(Norm.NONE, 3.5e4),
-    first_loss(Norm.BATCH, 5.6e4),
+    # --- trends, of a training of any length: figure 3b
     less_loss(LARGE),
     less_loss(SMALL),
-    # --- figure 3b, internal covariate shift
-    shift(
-        Norm.NONE,
-        9,
-        "l2",
-        3.5,
-        (0.35, 35),
-        "A decade: it spans four over a training, and the time between two falls of the loss, where it is least, is "
-        "one network's.",
-    ),
-    shift(
-        Norm.BATCH,
-        9,
-        "l2",
-        4.4e3,
-        times(4.4e3, 3),
-        "A factor of 3: gradients scale with the loss that is left, which differs so between draws of the teacher.",
-    ),
-    shift(
-        Norm.NONE,
-        9,
-        "cosine",
-        1.0,
-        (0.95, 1.0),
-        "'About 1' in the figure.",
-    ),
-    shift(
-        Norm.BATCH,
-        9,
-        "cosine",
-        0.17,
-        (-0.13, 0.47),
-        "0.3 either way for one network; over the layers it runs from 1 to about -1.",
-    ),
-    shift(
-        Norm.BATCH,
-        17,
-        "cosine",
-        -0.08,
-        (-0.38, 0.22),
-        "0.3 either way for one network; over the layers it runs from 1 to about -1.",
-    ),
     *(
         claim
         for lr in (LARGE, SMALL)
@@ -307,8 +316,8 @@ CLAIMS = [
                 "l2",
                 (1.0, math.inf),
                 "Batch norm does not reduce covariate shift: |G - G'| with it over that without, where least",
-                "At least 1 in every layer looked at but the first, which has none before it. Gradients shrink as a "
-                "network learns, so one that comes further has smaller ones.",
+                "At least 1 in every layer looked at: 5, 9, 13, 17 and 21. Gradients shrink as a network learns, so "
+                "one that comes further has smaller ones.",
             ),
             no_less_shift(
                 lr,
@@ -327,79 +336,30 @@ CLAIMS = [
         )
     ),
     # --- figure 10
-    extreme(
-        Norm.BATCH,
-        "beta",
-        "median",
-        2.0e6,
-        1.1,
-        "A tenth: it is 2 / LR, whatever the draw.",
-        "Effective beta",
-    ),
-    extreme(Norm.BATCH, "beta", "maximum", 8.1e6, 3, ONE_NETWORK, "Effective beta"),
-    extreme(
-        Norm.NONE,
-        "beta",
-        "median",
-        1.2e7,
-        3,
-        "A factor of 3 for one network of another draw; its own batch norm differs from 2 / LR by less.",
-        "Effective beta",
-    ),
-    extreme(Norm.NONE, "beta", "maximum", 1.2e15, 1e3, OVERSHOOT, "Effective beta"),
-    extreme(Norm.BATCH, "loss", "maximum", 1.1e5, 3, ONE_NETWORK, "Greatest loss along an update"),
-    extreme(Norm.NONE, "loss", "maximum", 6.2e14, 1e3, OVERSHOOT, "Greatest loss along an update"),
-    extreme(
-        Norm.BATCH, "gradient difference", "maximum", 3.1e6, 3, ONE_NETWORK, "Greatest change of the gradient along it"
-    ),
-    extreme(
-        Norm.NONE, "gradient difference", "maximum", 1.9e16, 1e3, OVERSHOOT, "Greatest change of the gradient along it"
-    ),
-    smoother("loss range", "median", None, "range of the loss"),
-    smoother("loss range", "maximum", 5.6e9, "range of the loss"),
-    smoother("gradient difference", "median", None, "change of the gradient"),
-    smoother("gradient difference", "maximum", 6.1e9, "change of the gradient"),
-    smoother("beta", "median", 6.0, "effective beta"),
-    smoother("beta", "maximum", 1.5e8, "effective beta"),
+    smoother("loss range", "maximum", "range of the loss"),
+    smoother("gradient difference", "maximum", "change of the gradient"),
+    smoother("beta", "maximum", "effective beta"),
+    smoother("loss range", "median", "range of the loss"),
+    smoother("gradient difference", "median", "change of the gradient"),
     # --- 2 / LR
     two_over_lr(Norm.BATCH, LARGE),
     two_over_lr(Norm.BATCH, BETWEEN),
     two_over_lr(Norm.BATCH, SMALL),
+    two_over_lr(Norm.L2, LARGE, EVERY_STEP),
     *(two_over_lr(norm, LARGE) for norm in L_P),
     two_over_lr(Norm.NONE, LARGE),
     two_over_lr(Norm.NONE, BETWEEN),
     two_over_lr(Norm.NONE, SMALL),
-    Claim(
-        sentence="It is the sharpness: |dg| / |g| at a step of LR / 100, batch norm, LR 1e−6.",
-        source=f"Ours, from figure 10 of {PAPER}",
-        query="plateau",
-        row={"norm": Norm.BATCH, "lr": LARGE, "reading": "turn"},
-        paper=0.02,
-        unit="",
-        band=(0.01, 0.04),
-        reason="2 / LR times LR / 100, and a factor of 2. Were the plateau made by gradients that turn by their own "
-        "length at the smallest step, it would be 1.",
-        standing=Standing.INFERRED,
-        needs=3,
-    ),
-    Claim(
-        sentence="The gradient's change grows as the step: at the largest over at the smallest, batch norm, LR 1e−6.",
-        source=f"{PAPER}, figure 10b",
-        query="growth_of_gradient_difference",
-        row={"norm": Norm.BATCH, "lr": LARGE},
-        paper=2200,
-        unit="times",
-        band=(1100, 4400),
-        reason="A factor of 2 for one network; a gradient that is linear along the step gives 3,162.",
-        standing=Standing.INFERRED,
-        needs=3,
+    papers_plateau(Norm.BATCH, 1.0, "The paper's median is 2.0e6, over all of a training; ours over its second half."),
+    papers_plateau(
+        Norm.NONE, 6.0, "The paper's own median over training, 1.2e7, is 6.0 in this unit and contradicts 2 / LR here."
     ),
     # --- section 3.3
     *(l_p_trains(norm, reading) for norm in L_P for reading in ("end", "on the way")),
     # --- theorem 4.1
     Claim(
-        sentence="Theorem 4.1 is an equality with the gradient at the layer's output (units within 1 %).",
-        source="Ours, from fact C.1 of the paper",
+        sentence="Theorem 4.1 holds, as an equality with the gradient at the layer's output (units within 1 %).",
+        source=f"{PAPER}, theorem 4.1 by its fact C.1",
         query="bound",
         row={"lr": LARGE, "place": "on the way", "question": "equal"},
         paper=1.0,
@@ -411,20 +371,84 @@ CLAIMS = [
     ),
     *(
         Claim(
-            sentence=f"Theorem 4.1, with the gradient in the network without norms: share of units, {when}, "
-            f"{rate(LARGE)}.",
-            source=f"{PAPER}, theorem 4.1",
+            sentence="Beyond theorem 4.1: it bounds the gradient by that of the network without norms, too. Share of "
+            f"units, {when}, {rate(LARGE)}.",
+            source="Ours, beyond the theorem",
             query="bound",
             row={"lr": LARGE, "place": place, "question": "bounded"},
-            paper=1.0,
+            paper=None,
             unit="%",
             band=(0.99, 1.0),
-            reason="A theorem has no exceptions; one unit in a hundred for rounding. The proof takes for granted that "
-            "both networks hand on the same gradient.",
-            standing=Standing.FOUND,
+            reason="All units, one in a hundred for rounding, if the bound carried over. Nothing makes it: the theorem "
+            "takes for granted that both networks hand on the same gradient, and a network all of whose norms are "
+            "taken out hands on another.",
+            standing=Standing.INFERRED,
             needs=3,
         )
         for place, when in (("start", "before training"), ("on the way", "in training"))
+    ),
+    # --- the paper's numbers, of its own training: figure 3b, the loss
+    *(final_loss(norm, lr) for norm, lr in LOSSES),
+    first_loss(Norm.NONE, 3.5e4),
+    first_loss(Norm.BATCH, 5.6e4),
+    # --- figure 3b, internal covariate shift
+    shift(
+        Norm.NONE,
+        9,
+        "l2",
+        3.5,
+        (0.35, 35),
+        "A decade: it spans four over a training, and the time between two falls of the loss, where it is least, is "
+        "one network's.",
+    ),
+    shift(
+        Norm.BATCH,
+        9,
+        "l2",
+        4.4e3,
+        times(4.4e3, 3),
+        "A factor of 3: gradients scale with the loss that is left, which differs so between draws of the teacher.",
+    ),
+    shift(Norm.NONE, 9, "cosine", 1.0, (0.95, 1.0), "'About 1' in the figure."),
+    shift(
+        Norm.BATCH,
+        9,
+        "cosine",
+        0.17,
+        (-0.13, 0.47),
+        "0.3 either way for one network; over the layers it runs from 1 to about -1.",
+    ),
+    shift(
+        Norm.BATCH,
+        17,
+        "cosine",
+        -0.08,
+        (-0.38, 0.22),
+        "0.3 either way for one network; over the layers it runs from 1 to about -1.",
+    ),
+    # --- figure 10; its medians of beta are above, in units of 2 / LR
+    extreme(Norm.BATCH, "beta", "maximum", 8.1e6, 3, ONE_NETWORK, "Effective beta"),
+    extreme(Norm.NONE, "beta", "maximum", 1.2e15, 1e3, OVERSHOOT, "Effective beta"),
+    extreme(Norm.BATCH, "loss", "maximum", 1.1e5, 3, ONE_NETWORK, "Greatest loss along an update"),
+    extreme(Norm.NONE, "loss", "maximum", 6.2e14, 1e3, OVERSHOOT, "Greatest loss along an update"),
+    extreme(
+        Norm.BATCH, "gradient difference", "maximum", 3.1e6, 3, ONE_NETWORK, "Greatest change of the gradient along it"
+    ),
+    extreme(
+        Norm.NONE, "gradient difference", "maximum", 1.9e16, 1e3, OVERSHOOT, "Greatest change of the gradient along it"
+    ),
+    Claim(
+        sentence="The gradient's change grows as the step: at the longest over at the shortest, batch norm, LR 1e−6.",
+        source=f"{PAPER}, figure 10b",
+        query="growth_of_gradient_difference",
+        row={"norm": Norm.BATCH, "lr": LARGE},
+        paper=2200,
+        unit="times",
+        band=(1100, 4400),
+        reason="A factor of 2 for one network. A gradient that is linear along the step, so that beta is a sharpness, "
+        "gives 3,162; one that turns by its own length at the shortest step about 1.",
+        standing=Standing.INFERRED,
+        needs=3,
     ),
 ]
 
@@ -475,12 +499,15 @@ def by_layer(y: str, ylabel: str, yscale: Scale, paper: Sequence[PaperPoint]) ->
         unit="",
         xscale=Scale.LINEAR,
         yscale=yscale,
+        low="minimum",
+        high="maximum",
         paper=paper,
     )
 
 
 ONE = "One network a norm, as the paper shows it."
 STEPS = "Step sizes from LR / 100 to 31.6 LR, as the paper's at 1e-6."
+TIMES = [Series("start", "before training", "#8a8f98"), Series("end", "after all steps", "#c8452f")]
 SIDES = [
     Series("gradient at the output", "gradient at the layer's output", "#2f6fb3"),
     Series("network without norms", "gradient in the network without norms", "#c8452f"),
@@ -516,6 +543,14 @@ FIGURES = [
         caption="Half the squared error, added up over the 1,000 vectors; geometric mean over seeds, with their range.",
         draw=over_training("loss", "loss", STYLES, low="minimum", high="maximum"),
         source=f"{PAPER}, figures 3b and 5",
+    ),
+    Figure(
+        title="Directions left to learn",
+        query="directions_over_training",
+        caption="How many of the teacher's ten directions the loss says are not yet learned, set between the losses of "
+        f"the best maps that lack so many: at a saddle a whole number. {ONE}",
+        draw=over_training("directions_left", "directions left", STYLES, yscale=Scale.LINEAR, ylim=(0, 10.2)),
+        source=f"Ours, from figure 3b of {PAPER}",
     ),
     Figure(
         title="Loss at the end",
@@ -555,7 +590,7 @@ FIGURES = [
     Figure(
         title="Internal covariate shift by layer: size",
         query="size_of_shift",
-        caption="Geometric mean of |G - G'| over training; mean over seeds.",
+        caption="Geometric mean of |G - G'| over training; median over seeds, with their range.",
         draw=by_layer(
             "l2",
             "|G − G'|",
@@ -570,7 +605,7 @@ FIGURES = [
     Figure(
         title="Internal covariate shift by layer: direction",
         query="turn_of_shift",
-        caption="Mean cosine of G and G' over training; mean over seeds.",
+        caption="Mean cosine of G and G' over training; median over seeds, with their range.",
         draw=by_layer(
             "cosine",
             "cosine",
@@ -588,7 +623,7 @@ FIGURES = [
         title="Effective beta-smoothness",
         query="beta_along_updates",
         caption="Largest |g(x) - g(x')| / |x - x'| over step sizes along the gradient. Where the gradient hardly "
-        "changes over the smallest step, it is rounding: without norms at LR 1e−7, for most of the time. "
+        "changes over the shortest step, it is rounding: without norms at LR 1e−7, for most of the time. "
         f"{STEPS} {ONE}",
         draw=over_training("beta", "effective beta", COMPARED),
         source=f"{PAPER}, figure 10c",
@@ -604,9 +639,10 @@ FIGURES = [
     Figure(
         title="The plateau of the effective beta is 2 / LR",
         query="two_over_lr",
-        caption="Median over the second half of training, times LR / 2: the largest beta over step sizes, and beta at "
-        "the smallest step alone. At the edge of stability both are 1; a gradient that turned by its own length at the "
-        "smallest step would put both at 50. Geometric means over seeds.",
+        caption="Median over the second half of training, times LR / 2: the largest beta over every step size, which "
+        "is the paper's, over those from LR on, and beta at LR / 100 alone. At the edge of stability all are 1; a "
+        "gradient that turned by its own length at the shortest step would put the first and last at 50. Far below 1 "
+        "the first is rounding. Geometric means over seeds.",
         draw=panels(
             x="lr",
             y="measured",
@@ -647,8 +683,8 @@ FIGURES = [
         title="Theorem 4.1: units for which it holds",
         query="bound_over_training",
         caption="Share of the units of the 24 batch norm layers, over seeds. With the gradient at the layer's output "
-        "the theorem is an identity; with that of the network of the same weights without norms it is what the paper "
-        "states.",
+        "the theorem is an identity. That it bounds the gradient by that of the network of the same weights without "
+        "norms, too, is more than it says: ours.",
         draw=over_training(
             "holds", "share of units", SIDES, series="side", yscale=Scale.LINEAR, unit="%", ylim=(0, 1.02)
         ),
@@ -657,12 +693,13 @@ FIGURES = [
     Figure(
         title="Theorem 4.1: left side over right side",
         query="bound_by_unit",
-        caption="Median over units and seeds; the band holds the middle 90 %. The theorem says: at most 1.",
+        caption="Median over units and seeds; the band holds the middle 90 %. The theorem says of the "
+        "first: at most 1.",
         draw=over_training("ratio", "left / right", SIDES, series="side", low="5 %", high="95 %", level=1.0),
         source=f"{PAPER}, theorem 4.1",
     ),
     Figure(
-        title="What layers hand on",
+        title="What layer 17 hands on",
         query="distributions",
         caption=f"Values behind the norm over units and vectors, in standard deviations from their mean, at LR 1e−6; "
         f"the middle 99.9 %, as the share in a tenth of a deviation. {ONE}",
@@ -670,14 +707,14 @@ FIGURES = [
             left="low",
             right="high",
             share="share",
-            series="norm",
-            styles=STYLES,
+            series="time",
+            styles=TIMES,
             panel="panel",
             panel_title="{}",
             xlabel="standard deviations",
             ylabel="share",
         ),
-        source=f"{PAPER}, figure 14",
+        source=f"Ours, as figure 14 of {PAPER} for VGG",
     ),
 ]
 

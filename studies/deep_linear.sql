@@ -6,9 +6,9 @@
 -- maxima, which may be +inf. Means are of logarithms of numbers that are finite and above 0; `n` counts those.
 
 -- name: networks
--- One row per trial of a deep linear network with a result; `rate` is its rate in words, and `papers` where it is the paper's, trained as
--- long. A norm and
--- rate with several trials a seed, because another field was given several values, is left out: these are no repeats.
+-- One row per trial of a deep linear network with a result: `rate` is its rate in words, `papers` whether its numbers can be
+-- held against the paper's up to its last step, and `whole` whether over the paper's 10,000 steps. A norm and rate with
+-- several trials a seed, because another field was given several values, is left out: these are no repeats.
 select
     trial,
     seed,
@@ -16,22 +16,27 @@ select
     lr,
     'LR ' || replace(printf('%g', lr), 'e-0', 'e−') as rate,
     steps,
+    width,
     outcome,
     depth = 25
     and width = 10
-    and steps = 10000
     and batch = 1000
-    and norm_batch in (batch, 0)
+    and norm_batch = batch
     and trainable = 'all'
     and weight_init = 'glorot_uniform'
     and placement in ('every', 'none')
     and norm_init = 'ones'
     and affine = 'both'
+    and affine_at = placement
     and momentum = 0
     and weight_decay = 0
-    and len(milestones) = 0
+    and coalesce(norm_decay, 0) = 0
+    and gamma_l1 + gamma_l2 + beta_l1 + beta_l2 = 0
     and warmup = 0
-    and precision = 'fp32' as papers
+    and len(milestones) = 0
+    and plateau is null
+    and precision = 'fp32' as papers,
+    papers and steps = 10000 and outcome = 'finished' as whole
 from chosen
 join trials using (trial)
 where network = 'linear' and data = 'linear_teacher'
@@ -62,6 +67,48 @@ join networks using (trial)
 group by networks.lr, networks.rate, networks.norm, batch_curve.step
 order by networks.lr desc, networks.norm, batch_curve.step
 
+-- name: spectrum
+-- One row per number of directions: half the squared error that the best linear map of 1,000 vectors leaves when it lacks the
+-- teacher's so many weakest directions. That is half the sum of as many smallest squared singular values of the teacher's
+-- outputs, 1,000 by 10. Computed once in float64 from the one teacher and vectors of this project; tests compute it anew.
+select directions, loss::double as loss
+from (
+    values
+    (0, 0.0),
+    (1, 2.3),
+    (2, 134.7),
+    (3, 911.1),
+    (4, 2797.4),
+    (5, 5973.0),
+    (6, 9529.2),
+    (7, 16441.8),
+    (8, 24370.7),
+    (9, 36618.5),
+    (10, 52878.8)
+) as sums (directions, loss)
+
+-- name: directions_over_training
+-- One row per rate, norm and step: how many of the teacher's ten directions the loss of the first seed says are left to learn:
+-- a whole number at a saddle, linear in the loss between two. Above the loss of a map to zero there are ten.
+with
+-- one row per number of directions: from its loss up to the next
+intervals as (
+    select directions, loss as here, coalesce(lead(loss) over (order by directions), 'inf'::double) as next
+    from spectrum
+)
+
+select
+    first_seed.rate as panel,
+    first_seed.norm,
+    batch_curve.step,
+    if(isfinite(next), directions + (loss - here) / (next - here), 10) as directions_left
+from batch_curve
+join first_seed using (trial)
+join networks using (trial)
+join intervals on loss >= here and loss < next
+where isfinite(loss) and width = 10
+order by first_seed.lr desc, first_seed.norm, batch_curve.step
+
 -- name: last_losses
 -- One row per rate and norm: the loss after the last update of whatever was trained, geometric mean over the seeds that
 -- finished, with their range.
@@ -82,7 +129,7 @@ order by networks.lr desc, norm
 
 -- name: losses
 -- One row per norm, rate and place (start, end): the loss before the first update, or after the last of 10,000; over seeds.
--- Trials that diverged have no end.
+-- Trials that diverged, or trained shorter or longer than the paper's, have no end.
 with
 -- one row per trial and place
 by_trial as (
@@ -92,7 +139,10 @@ by_trial as (
         ln(any_value(loss)) as x
     from batch_curve
     join networks using (trial)
-    where papers and batch_curve.step in (0, networks.steps) and isfinite(loss) and loss > 0
+    where
+        (batch_curve.step = 0 and papers or batch_curve.step = networks.steps and whole)
+        and isfinite(loss)
+        and loss > 0
     group by trial, place
 ),
 
@@ -205,7 +255,8 @@ order by layer_index, lr desc, norm, step
 
 -- name: shift_by_layer
 -- One row per rate, norm and layer: over training, the geometric mean of |G - G'|, that in units of |G|, and the mean
--- cosine between G and G'; means over seeds with their 95 % intervals.
+-- cosine between G and G'; of each the median over seeds, from the least to the greatest: seeds lie decades apart, and
+-- means over three of them tell of the odd one.
 with
 -- one row per trial and layer
 by_trial as (
@@ -226,13 +277,15 @@ over_seeds as (
         lr,
         rate,
         layer_index,
-        bool_and(papers) as papers,
+        bool_and(whole) as whole,
         count(x) as n,
-        avg(x) as mean_x,
-        stddev_samp(x) / sqrt(count(x)) as error_x,
-        avg(r) as mean_r,
-        avg(y) as mean_y,
-        stddev_samp(y) / sqrt(count(y)) as error_y
+        median(x) as middle_x,
+        min(x) as least_x,
+        max(x) as most_x,
+        median(r) as middle_r,
+        median(y) as middle_y,
+        min(y) as least_y,
+        max(y) as most_y
     from by_trial
     join networks using (trial)
     group by norm, lr, rate, layer_index
@@ -243,38 +296,37 @@ select
     norm,
     lr,
     layer_index,
-    papers,
+    whole,
     n,
-    exp(mean_x) as l2,
-    exp(mean_x - t95 * error_x) as l2_low,
-    exp(mean_x + t95 * error_x) as l2_high,
-    exp(mean_r) as relative,
-    mean_y as cosine,
-    greatest(-1, mean_y - t95 * error_y) as cosine_low,
-    least(1, mean_y + t95 * error_y) as cosine_high
+    exp(middle_x) as l2,
+    if(n > 1, exp(least_x), null) as l2_low,
+    if(n > 1, exp(most_x), null) as l2_high,
+    exp(middle_r) as relative,
+    middle_y as cosine,
+    if(n > 1, least_y, null) as cosine_low,
+    if(n > 1, most_y, null) as cosine_high
 from over_seeds
-left join student using (n)
 order by lr desc, norm, layer_index
 
 -- name: size_of_shift
--- One row per rate, norm and layer: the geometric mean of |G - G'| over training, over seeds.
-select panel, norm, layer_index, l2, n
+-- One row per rate, norm and layer: the geometric mean of |G - G'| over training, median over seeds with their range.
+select panel, norm, layer_index, l2, l2_low as minimum, l2_high as maximum, n
 from shift_by_layer
 
 -- name: turn_of_shift
--- One row per rate, norm and layer: the mean cosine between G and G' over training, over seeds.
-select panel, norm, layer_index, cosine, n
+-- One row per rate, norm and layer: the mean cosine between G and G' over training, median over seeds with their range.
+select panel, norm, layer_index, cosine, cosine_low as minimum, cosine_high as maximum, n
 from shift_by_layer
 
 -- name: shift
--- One row per rate, norm, layer and reading (l2, cosine), for the paper's own training.
+-- One row per rate, norm, layer and reading (l2, cosine), of the paper's own training.
 select norm, lr, layer_index, 'l2' as reading, l2 as measured, n, l2_low as low, l2_high as high
 from shift_by_layer
-where papers
+where whole
 union all
 select norm, lr, layer_index, 'cosine', cosine, n, cosine_low, cosine_high
 from shift_by_layer
-where papers
+where whole
 
 -- name: shift_with_and_without
 -- One row per rate and reading: batch norm against no norm in the layer looked at where the reading favours batch norm
@@ -310,21 +362,22 @@ group by lr
 
 -- name: ways
 -- One row per trial and step: over the step sizes along the gradient, the range of the loss, the range of the gradient's
--- change, and the effective beta, which is the largest over them; beside them what the smallest step and the trial's own
--- rate give.
+-- change, and the effective beta, which is the largest over them; beside them the largest beta at steps of the trial's own
+-- rate or longer, and what the shortest and the longest step and the rate itself give.
 select
     trial,
     landscape.step,
     any_value(loss_before) as loss,
-    least(min(landscape.loss), any_value(loss_before)) as loss_least,
-    greatest(max(landscape.loss), any_value(loss_before)) as loss_most,
+    min(landscape.loss) as loss_least,
+    max(landscape.loss) as loss_most,
     arg_min(gradient_change, abs(ln(multiple))) as change,
     min(gradient_change) as change_least,
     max(gradient_change) as change_most,
+    arg_min(gradient_change, multiple) as change_at_shortest,
+    arg_max(gradient_change, multiple) as change_at_longest,
     max(beta) as beta,
-    arg_min(beta, multiple) as beta_at_smallest,
-    arg_min(gradient_change / gradient, multiple) as turn_at_smallest,
-    max(length) / min(length) as grid_most
+    max(beta) filter (where multiple > 0.99) as beta_from_the_rate,
+    arg_min(beta, multiple) as beta_at_shortest
 from landscape
 group by trial, landscape.step
 
@@ -408,34 +461,57 @@ statistics as (
     select trial, quantity, 'maximum', most from over_a_training
 )
 
-select norm, lr, quantity, statistic, median(x) as measured, count(x) as n, min(x) as low, max(x) as high
+select
+    norm,
+    lr,
+    quantity,
+    statistic,
+    median(x) as measured,
+    count(x) as n,
+    if(count(x) > 1, min(x), null) as low,
+    if(count(x) > 1, max(x), null) as high
 from statistics
 join networks using (trial)
-where papers
+where whole
 group by norm, lr, quantity, statistic
 order by lr desc, norm, quantity, statistic
 
 -- name: times_smoother
 -- One row per rate, quantity and statistic: without norms over with batch norm, median over the seeds that have both, from
--- the least to the greatest.
+-- the least to the greatest. What overflowed counts as 1e30; where both did, the seed says nothing.
 with
 -- one row per rate, seed, quantity and statistic
-by_seed as (
+pairs as (
     select
         none.lr,
         none.seed,
         without.quantity,
         statistic,
-        if(statistic = 'median', without.middle / normed.middle, without.most / normed.most) as x
+        if(statistic = 'median', without.middle, without.most) as bare,
+        if(statistic = 'median', normed.middle, normed.most) as normed
     from networks as none
     join networks as batch on batch.lr = none.lr and batch.seed = none.seed
     join over_a_training as without on without.trial = none.trial
     join over_a_training as normed on normed.trial = batch.trial and normed.quantity = without.quantity
     cross join (values ('median'), ('maximum')) as statistics (statistic)
     where none.norm = 'none' and batch.norm = 'batch'
+),
+
+-- one row per rate, seed, quantity and statistic
+by_seed as (
+    select lr, quantity, statistic, least(bare, 1e30) / least(normed, 1e30) as x
+    from pairs
+    where isfinite(bare) or isfinite(normed)
 )
 
-select lr, quantity, statistic, median(x) as measured, count(x) as n, min(x) as low, max(x) as high
+select
+    lr,
+    quantity,
+    statistic,
+    median(x) as measured,
+    count(x) as n,
+    if(count(x) > 1, min(x), null) as low,
+    if(count(x) > 1, max(x), null) as high
 from by_seed
 group by lr, quantity, statistic
 order by lr desc, quantity, statistic
@@ -443,9 +519,10 @@ order by lr desc, quantity, statistic
 -- --- 2 / LR --------------------------------------------------------------------------------------------------------------
 
 -- name: plateau
--- One row per norm, rate and reading: median over the second half of a training, in units of 2 / LR, of the effective beta
--- ('effective beta') and of beta at the smallest step ('at the smallest step'); of |dg| / |g| at the smallest step in units
--- of its share of the rate ('turn': 2 where the sharpness is 2 / LR). Geometric mean over seeds with a 95 % interval.
+-- One row per norm, rate and reading: median over the second half of a training, in units of 2 / LR, of the largest beta over
+-- every step size, which is the paper's, over those from LR on, and of that at the shortest step. Where the sharpness is far
+-- below 2 / LR, what a gradient changes by over LR / 100, or LR / 10, is float32's rounding, and the largest over all step
+-- sizes is that rounding over the shortest length. Geometric mean over seeds with a 95 % interval.
 with
 -- one row per trial and reading
 by_trial as (
@@ -453,39 +530,59 @@ by_trial as (
         trial,
         reading,
         ln(median(
-            case reading
-                when 'effective beta' then beta * lr / 2
-                when 'at the smallest step' then beta_at_smallest * lr / 2
-                else turn_at_smallest
+            lr / 2 * case reading
+                when 'every step size' then beta
+                when 'steps from LR on' then beta_from_the_rate
+                else beta_at_shortest
             end
         )) as x
     from ways
     join networks using (trial)
-    cross join (values ('effective beta'), ('at the smallest step'), ('turn')) as readings (reading)
-    where ways.step * 2 >= networks.steps and beta_at_smallest > 0
+    cross join (values ('every step size'), ('steps from LR on'), ('the shortest step')) as readings (reading)
+    where ways.step * 2 >= networks.steps
     group by trial, reading
 ),
 
 -- one row per norm, rate and reading
 over_seeds as (
-    select norm, lr, reading, avg(x) as mean, count(x) as n, stddev_samp(x) / sqrt(count(x)) as error
+    select
+        norm,
+        lr,
+        reading,
+        bool_and(whole) as whole,
+        avg(x) as mean,
+        count(x) as n,
+        stddev_samp(x) / sqrt(count(x)) as error
     from by_trial
     join networks using (trial)
     where isfinite(x)
     group by norm, lr, reading
 )
 
-select norm, lr, reading, exp(mean) as measured, n, exp(mean - t95 * error) as low, exp(mean + t95 * error) as high
+select
+    norm,
+    lr,
+    reading,
+    whole,
+    exp(mean) as measured,
+    n,
+    exp(mean - t95 * error) as low,
+    exp(mean + t95 * error) as high
 from over_seeds
 left join student using (n)
 order by lr desc, norm, reading
 
+-- name: plateau_of_figure_10
+-- One row per norm and rate of the paper's own training: the median of the effective beta, which is over every step size.
+select norm, lr, measured, n, low, high
+from plateau
+where whole and reading = 'every step size'
+
 -- name: two_over_lr
--- One row per norm and rate for each of two readings of beta, in units of 2 / LR: `plateau` as a figure draws it.
+-- One row per norm and rate for each of three readings of beta, in units of 2 / LR: `plateau` as a figure draws it.
 select reading, norm, lr, measured, low, high
 from plateau
-where reading != 'turn'
-order by reading = 'effective beta' desc, norm, lr
+order by reading, norm, lr
 
 -- name: beta_by_step_size
 -- One row per rate, norm and step size: median of beta over the second half of the trainings, in units of 2 / LR.
@@ -502,14 +599,14 @@ group by networks.lr, networks.rate, networks.norm, times
 order by networks.lr desc, networks.norm, times
 
 -- name: growth_of_gradient_difference
--- One row per norm and rate: the gradient's change at the largest step size over that at the smallest, median over training,
--- geometric mean over seeds. The step sizes themselves span 3,162.
+-- One row per norm and rate: the gradient's change at the longest step over that at the shortest, of the paper's own training;
+-- median over training, geometric mean over seeds. The step sizes themselves span 3,162.
 with
 -- one row per trial
 by_trial as (
-    select trial, ln(median(change_most / change_least)) as x
+    select trial, ln(median(change_at_longest / change_at_shortest)) as x
     from ways
-    where change_least > 0
+    where change_at_shortest > 0
     group by trial
 ),
 
@@ -518,7 +615,7 @@ over_seeds as (
     select norm, lr, avg(x) as mean, count(x) as n, stddev_samp(x) / sqrt(count(x)) as error
     from by_trial
     join networks using (trial)
-    where isfinite(x) and papers
+    where isfinite(x) and whole
     group by norm, lr
 )
 
@@ -582,8 +679,10 @@ order by lr desc, side, sides.step
 
 -- name: bound
 -- One row per rate, place and question, mean over seeds of the share of units. 'equal': left over right, with the gradient
--- at the layer's output, within a hundredth of 1; 'bounded': left at most right, with the network without norms. Places:
--- 'start', before the first update, and 'on the way', all readings after it.
+-- at the layer's output, within a hundredth of 1; 'bounded': left at most right and a thousandth for rounding, with the
+-- network without norms. Places:
+-- 'start', before the first update, and 'on the way', all readings after it. A mean that is a band's end may round to either
+-- side of it: it is rounded to the band's.
 with
 -- one row per trial, place and question
 by_trial as (
@@ -593,7 +692,7 @@ by_trial as (
         question,
         avg(if(
             question = 'equal', (abs(bound."left" - bound."right") <= 0.01 * bound."right")::int,
-            (bound."left" <= bound.plain_right)::int
+            (bound."left" <= 1.001 * bound.plain_right)::int
         )) as x
     from gradient_bound as bound
     cross join (values ('equal'), ('bounded')) as questions (question)
@@ -602,7 +701,7 @@ by_trial as (
 
 -- one row per rate, place and question
 over_seeds as (
-    select lr, place, question, avg(x) as mean, count(x) as n, stddev_samp(x) / sqrt(count(x)) as error
+    select lr, place, question, round(avg(x), 9) as mean, count(x) as n, stddev_samp(x) / sqrt(count(x)) as error
     from by_trial
     join networks using (trial)
     group by lr, place, question
@@ -614,8 +713,8 @@ select
     question,
     mean as measured,
     n,
-    greatest(0, mean - t95 * error) as low,
-    least(1, mean + t95 * error) as high
+    if(n > 1, greatest(0, mean - t95 * error), null) as low,
+    if(n > 1, least(1, mean + t95 * error), null) as high
 from over_seeds
 left join student using (n)
 order by lr desc, place, question
@@ -623,11 +722,13 @@ order by lr desc, place, question
 -- --- Distributions -------------------------------------------------------------------------------------------------------
 
 -- name: distributions
--- One row per layer, time, norm and interval: density of what layers 9 and 17 hand on, as the share in a tenth of a standard
+-- One row per norm, time and interval: density of what layer 17 hands on, as the share in a tenth of a standard
 -- deviation, by the distance from its mean in standard deviations; at the larger of the paper's rates, first seed.
 select
-    'layer ' || histogram.layer_index || if(histogram.step = 0, ', at the start', ', at the end') as panel,
-    first_seed.norm,
+    case first_seed.norm
+        when 'none' then 'no norm' when 'batch' then 'batch norm' when 'l1' then 'l_1' when 'l2' then 'l_2' else 'l_inf'
+    end as panel,
+    if(histogram.step = 0, 'start', 'end') as time,
     (histogram.low - activations.mean) / activations.sd as low,
     (histogram.high - activations.mean) / activations.sd as high,
     0.1 * histogram.count / histogram."values" / ((histogram.high - histogram.low) / activations.sd) as share
@@ -635,5 +736,14 @@ from activation_histogram as histogram
 join activations using (trial, step, layer_index, place)
 join first_seed using (trial)
 join (select trial, steps as last from networks) using (trial)
-where place = 'output' and first_seed.lr = 1e-6 and histogram.step in (0, last) and activations.sd > 0
-order by histogram.layer_index, histogram.step, norm, low
+where
+    place = 'output'
+    and histogram.layer_index = 17
+    and first_seed.lr = 1e-6
+    and histogram.step in (0, last)
+    and activations.sd > 0
+order by
+    case norm when 'none' then 0 when 'batch' then 1 else 2 end,
+    norm,
+    histogram.step,
+    histogram.low

@@ -7,12 +7,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 from bnscale import query, report
+from bnscale.data import Resident
 from bnscale.probes import TABLES, BatchCurve, CovariateShift, GradientBound, Landscape
 from bnscale.report import Verdict
 from bnscale.store import Store
-from bnscale.study.plan import plan, relate
+from bnscale.study.plan import plan, relate, settings
 from bnscale.trial import Outcome, Pixels
 
 FOLDER = Path(__file__).parents[1] / "studies"
@@ -50,6 +52,72 @@ def ask(session, name, *by):
     found = {tuple(row[each] for each in by): row for row in rows}
     assert len(found) == len(rows)
     return found
+
+
+def planned(*sets):
+    asked = declared().paper
+    for axis, values in settings(sets).items():
+        asked = asked.setting(axis, values)
+    return plan(asked, lambda data: Pixels.ORIGINAL)
+
+
+def papers_numbers(folder, every, outcome=Outcome.FINISHED):
+    """What is measured of each number of the paper, where every trial wrote readings at its first and last step."""
+    store = Store(folder)
+    for each in every:
+        last = each.trial.steps
+        tables = {
+            "batch_curve": [BatchCurve(s, float(s), 1000, 9.0, None) for s in (0, last)],
+            "covariate_shift": [CovariateShift(last, f"layers.{n}.linear", n, 1.0, 1.0, 2.0, 0.5) for n in (9, 17)],
+            "landscape": way(last, each.trial.lr, 0.02, 2.0),
+        }
+        writer = store.writer(each.trial, dict.fromkeys(tables, "start"), {})
+        for table, rows in tables.items():
+            writer.write(table, rows)
+        writer.finish(outcome, last, {})
+    session = query.open(folder, TABLES)
+    relate(session, every)
+    of_the_paper = ("losses", "shift", "extremes", "growth_of_gradient_difference", "plateau_of_figure_10")
+    claims = [claim for claim in declared().claims if claim.query in of_the_paper]
+    assert len(claims) == 20
+    return {claim.sentence: report.judge(claim, session, QUERIES).measured for claim in claims}
+
+
+def test_the_papers_networks_and_protocol_answer_for_all_its_numbers(tmp_path):
+    assert None not in papers_numbers(tmp_path, planned()).values()
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        ["depth=24"],
+        ["width=9"],
+        ["weight_init=he_normal"],
+        ["norm_init=uniform"],
+        ["affine=gamma"],
+        ["momentum=0.9"],
+        ["weight_decay=0.0005"],
+        ["milestones=0.5"],
+        ["warmup=0.1"],
+        ["gamma_l2=0.1"],
+        ["beta_l1=0.1"],
+        ["norm_decay=0.1"],
+        ["precision=bf16"],
+        ["lr_drop=0.1,0.2"],  # two settings of one seed
+    ],
+)
+def test_the_papers_numbers_are_held_against_its_own_network_and_protocol_alone(sets, tmp_path):
+    every = planned("norm=batch", "seed=0", *sets)
+    assert set(papers_numbers(tmp_path, every).values()) == {None}
+
+
+@pytest.mark.parametrize(
+    ("sets", "outcome"), [(["steps=20000"], "finished"), (["steps=1000"], "finished"), ([], "diverged")]
+)
+def test_a_training_that_is_not_as_long_as_the_papers_answers_for_its_beginning_alone(sets, outcome, tmp_path):
+    found = papers_numbers(tmp_path, planned(*sets), Outcome(outcome))
+    known = {sentence for sentence, measured in found.items() if measured is not None}
+    assert known == {f"Loss before the first step, {norm}." for norm in ("no norm", "batch norm")}
 
 
 def losses(*values):
@@ -96,6 +164,26 @@ def test_the_loss_at_the_end_is_a_geometric_mean_and_a_trial_that_diverged_has_n
     assert (row["measured"], row["n"]) == (pytest.approx(40 / math.sqrt(10)), 2)  # seeds that have both
 
 
+def test_what_a_loss_lacks_is_counted_in_directions_of_the_teacher_that_networks_learn_from(tmp_path):
+    _, outputs = Resident(PLANNED[0].trial, tmp_path, torch.device("cpu")).batch(0)
+    squares = torch.linalg.svdvals(outputs.double()).square().flip(0)
+    sums = [0.0, *(squares.cumsum(0) / 2).tolist()]
+    between = (sums[4] + sums[5]) / 2
+    readings = {
+        ("batch", 1e-6, 0): losses(1e9, between, sums[4] + 0.1),
+        ("none", 1e-6, 0): losses(1e9, sums[7] + 0.1, sums[6] + 0.1),
+    }
+    session = session_with(tmp_path / "store", readings)
+    known = {row["directions"]: row["loss"] for row in ask(session, "spectrum", "directions").values()}
+    assert known == {k: pytest.approx(each, abs=0.1) for k, each in enumerate(sums)}
+    found = ask(session, "directions_over_training", "norm", "step")
+    left = {key: row["directions_left"] for key, row in found.items()}
+    assert left == {
+        ("batch", 0): 10, ("batch", 5000): pytest.approx(4.5, abs=1e-3), ("batch", LAST): pytest.approx(4, abs=1e-3),
+        ("none", 0): 10, ("none", 5000): pytest.approx(7, abs=1e-3), ("none", LAST): pytest.approx(6, abs=1e-3),
+    }  # fmt: skip
+
+
 def test_one_seed_that_overflows_leaves_a_maximum_and_two_leave_none(tmp_path):
     def most(*values):
         return {
@@ -122,17 +210,68 @@ def test_a_quadratic_at_the_edge_of_stability_has_its_plateau_at_2_over_lr_at_ev
         for seed in range(3)
     }
     found = ask(session_with(tmp_path, readings), "plateau", "reading")
-    assert {reading: row["measured"] for (reading,), row in found.items()} == {
-        "effective beta": pytest.approx(1.0), "at the smallest step": pytest.approx(1.0), "turn": pytest.approx(0.02)
-    }  # fmt: skip
+    readings_of_beta = ("every step size", "steps from LR on", "the shortest step")
+    assert {reading: row["measured"] for (reading,), row in found.items()} == dict.fromkeys(
+        readings_of_beta, pytest.approx(1.0)
+    )
     assert all(row["n"] == 3 for row in found.values())
 
 
-def test_gradients_that_turn_by_their_own_length_at_the_smallest_step_would_put_it_at_50_times_that(tmp_path):
+def test_gradients_that_turn_by_their_own_length_at_the_shortest_step_would_put_it_at_50_times_that(tmp_path):
     session = session_with(tmp_path, {("batch", 1e-6, 0): {"landscape": way(LAST, 1e-6, 1.0, 1.0)}})
     found = ask(session, "plateau", "reading")
-    assert found["effective beta",]["measured"] == pytest.approx(50.0)
-    assert found["turn",]["measured"] == pytest.approx(1.0)
+    measured = {reading: row["measured"] for (reading,), row in found.items()}
+    assert measured == {
+        "every step size": pytest.approx(50.0), "the shortest step": pytest.approx(50.0),
+        "steps from LR on": pytest.approx(0.5),
+    }  # fmt: skip
+    assert {(row["low"], row["high"]) for row in found.values()} == {(None, None)}  # one seed has no interval
+
+
+def test_rounding_of_the_gradient_over_the_shortest_step_does_not_count_as_a_plateau(tmp_path):
+    # A sharpness of a thousandth of 2 / LR, and over LR / 100 a gradient that float32 rounds by a hundredth of itself.
+    session = session_with(tmp_path, {("none", 1e-6, 0): {"landscape": way(LAST, 1e-6, 0.01, 0.002)}})
+    found = ask(session, "plateau", "reading")
+    assert found["every step size",]["measured"] == pytest.approx(0.5)
+    assert found["steps from LR on",]["measured"] == pytest.approx(0.001)
+
+
+def test_the_growth_of_the_gradients_change_is_that_of_the_longest_over_the_shortest_step(tmp_path):
+    readings = {
+        ("batch", 1e-6, seed): {
+            "landscape": [
+                Landscape(LAST, m, m * 1e-6, m * 1e-6, 6.0, 5.0, 1.0, change, 1.0)
+                for m, change in ((0.01, 2.0), (0.1, 1.0), (1.0, 50.0), (10.0, 30.0))
+            ]
+        }
+        for seed in range(3)
+    }
+    (row,) = ask(session_with(tmp_path, readings), "growth_of_gradient_difference", "norm").values()
+    assert (row["measured"], row["n"]) == (pytest.approx(15.0), 3)
+
+
+def test_the_range_of_the_loss_is_over_the_steps_and_not_from_where_they_start(tmp_path):
+    rows = way(0, 1e-6, 1.0, 2.0, losses=(5.0, 7.0), before=100.0)
+    session = session_with(tmp_path, {("batch", 1e-6, 0): {"landscape": rows}})
+    row = ask(session, "extremes", "quantity", "statistic")["loss range", "maximum"]
+    assert (row["measured"], row["low"], row["high"]) == (2.0, None, None)
+
+
+@pytest.mark.parametrize(("with_norm", "measured"), [(10.0, 1e29), (math.inf, None)])
+def test_a_network_that_overflows_without_norms_is_less_smooth_unless_it_does_with_them_too(
+    tmp_path, with_norm, measured
+):
+    def most(value):
+        return {"landscape": way(0, 1e-6, 1.0, 2.0, losses=(0.0, value))}
+
+    readings = {("none", 1e-6, seed): most(math.inf) for seed in range(3)}
+    readings |= {("batch", 1e-6, seed): most(with_norm) for seed in range(3)}
+    session = session_with(tmp_path, readings)
+    row = ask(session, "times_smoother", "quantity", "statistic").get(("loss range", "maximum"))
+    assert (row and row["measured"]) == (measured and pytest.approx(measured))
+    claim = next(c for c in declared().claims if c.query == "times_smoother" and c.row["quantity"] == "loss range")
+    verdict = report.judge(claim, session, QUERIES).verdict
+    assert verdict is (Verdict.REPRODUCED if measured else Verdict.NOT_ENOUGH_DATA)
 
 
 def test_the_loss_of_other_norms_is_compared_seed_by_seed(tmp_path):
@@ -164,6 +303,28 @@ def test_covariate_shift_is_compared_in_the_layer_that_favours_batch_norm_most(t
     found = ask(session_with(tmp_path, readings), "shift_with_and_without", "reading")
     measured = {reading: row["measured"] for (reading,), row in found.items()}
     assert measured == {"l2": pytest.approx(2.0), "relative": pytest.approx(0.5), "cosine": pytest.approx(0.1)}
+
+
+def test_covariate_shift_is_the_median_over_seeds_from_the_least_to_the_greatest_and_one_seed_has_no_range(tmp_path):
+    def rows(l2, cosine):
+        return {"covariate_shift": [CovariateShift(s, "layers.9.linear", 9, 1.0, 1.0, l2, cosine) for s in (0, LAST)]}
+
+    readings = {("none", 1e-7, seed): rows(*each) for seed, each in enumerate([(0.5, 0.9), (1.0, 0.2), (100.0, 0.8)])}
+    readings |= {("batch", 1e-7, 0): rows(7.0, 0.5)}
+    found = ask(session_with(tmp_path, readings), "shift", "norm", "reading")
+    ranges = {key: (row["measured"], row["low"], row["high"]) for key, row in found.items()}
+    assert ranges == {
+        ("none", "l2"): pytest.approx((1.0, 0.5, 100.0)), ("none", "cosine"): pytest.approx((0.8, 0.2, 0.9)),
+        ("batch", "l2"): (pytest.approx(7.0), None, None), ("batch", "cosine"): (0.5, None, None),
+    }  # fmt: skip
+
+
+def test_a_share_of_one_seed_has_no_interval_and_a_thousandth_above_a_bound_is_rounding(tmp_path):
+    rows = [unit(0, 1.0, 1.0, 0.9995), unit(0, 1.0, 1.0, 0.998)]
+    rows = [row.__class__(**vars(row) | {"unit": place}) for place, row in enumerate(rows)]
+    session = session_with(tmp_path, {("batch", 1e-6, 0): {"gradient_bound": rows}})
+    row = ask(session, "bound", "place", "question")["start", "bounded"]
+    assert (row["measured"], row["low"], row["high"]) == (0.5, None, None)
 
 
 def test_a_bound_is_counted_unit_by_unit_and_before_training_apart(tmp_path):
