@@ -635,7 +635,7 @@ sides as (
     select trial, bound.step, 'gradient at the output' as side, bound."left" as l, bound."right" as r
     from gradient_bound as bound
     union all
-    select trial, bound.step, 'network without norms', bound."left", bound.plain_right
+    select trial, bound.step, 'without this norm', bound."left", bound.plain_right
     from gradient_bound as bound
 )
 
@@ -659,7 +659,7 @@ sides as (
     select trial, bound.step, 'gradient at the output' as side, bound."left" as l, bound."right" as r
     from gradient_bound as bound
     union all
-    select trial, bound.step, 'network without norms', bound."left", bound.plain_right
+    select trial, bound.step, 'without this norm', bound."left", bound.plain_right
     from gradient_bound as bound
 )
 
@@ -679,8 +679,8 @@ order by lr desc, side, sides.step
 
 -- name: bound
 -- One row per rate, place and question, mean over seeds of the share of units. 'equal': left over right, with the gradient
--- at the layer's output, within a hundredth of 1; 'bounded': left at most right and a thousandth for rounding, with the
--- network without norms. Places:
+-- at the layer's output, within a hundredth of 1; 'bounded': left at most right and a thousandth for rounding, with that
+-- in the network without this norm. Places:
 -- 'start', before the first update, and 'on the way', all readings after it. A mean that is a band's end may round to either
 -- side of it: it is rounded to the band's.
 with
