@@ -683,8 +683,8 @@ FIGURES = [
         title="Theorem 4.1: units for which it holds",
         query="bound_over_training",
         caption="Share of the units of the 24 batch norm layers, over seeds. With the gradient at the layer's output "
-        "the theorem is an identity. With the gradient in the same network without this one norm, which sees other values "
-        "from there on, nothing makes it hold.",
+        "the theorem is an identity. With the gradient in the same network without this one norm, which sees other "
+        "values from there on, nothing makes it hold.",
         draw=over_training(
             "holds", "share of units", SIDES, series="side", yscale=Scale.LINEAR, unit="%", ylim=(0, 1.02)
         ),
