@@ -15,8 +15,8 @@ Refuted by   noise that slows batch normalization down to no norm or below, cova
              a landscape as rough with it as without.
 Cost         Laptop: 33 trainings, 4 minutes on 2 CPU cores. Paper preset: 11 trainings of 15,000 steps; a GPU.
 
-The paper shows one training of each kind, and so does the paper preset: its verdicts compare one run with one run. For
-intervals, add --set seed=0,1,2. Anything else than its whole training takes three seeds for a trend.
+The paper shows one training of each kind, and so does the paper preset: its verdicts compare one run with one run, and
+--set seed=0,1,2 gives intervals. Trends of any other training take three seeds.
 
     python studies/santurkar_vgg.py plan    trials, hours, memory, disk; starts nothing
     python studies/santurkar_vgg.py         runs what is not yet done, then reports
@@ -680,6 +680,7 @@ def by_step(
     ylim: tuple[float | None, float | None] = (None, None),
     level: float | None = None,
     band: str | None = None,
+    unit: str = "",
 ) -> Callable[[Any, Any], None]:
     """Lines over the steps of a training, a panel for each value of `panel`."""
     return panels(
@@ -690,7 +691,7 @@ def by_step(
         panel="panel",
         xlabel="step",
         ylabel=ylabel,
-        unit="",
+        unit=unit,
         xscale=Scale.LINEAR,
         yscale=yscale,
         low=low,
@@ -750,6 +751,13 @@ FIGURES = [
         "Training accuracy", "training_by_rate", "line", LINES, "training",
         "Share of the next mini-batch that is right, in training mode.",
         [point for kind in (NONE, BATCH) for point in read_off(f"{kind} 0.1", CURVE[kind])], "1(a)",
+    ),
+    Figure(
+        title="Training accuracy, a panel a rate",
+        query="training_from_the_start",
+        caption="The same on the paper's linear axis of steps, as far as the trainings went; means over seeds.",
+        draw=by_step("accuracy", "training accuracy", Scale.LINEAR, ylim=(0, 1), unit="%"),
+        source=f"{PAPER}, figure 1(a)",
     ),
     accuracy(
         "Test accuracy", "test_by_rate", "line", LINES, "test", "Share of the test images, at a constant rate.",
@@ -1040,7 +1048,7 @@ study = Study(
         PHOTOS, (2, 5, 10), (2, 9, 13), (3, 11), often=100, compared=100, others=100, seldom=1000, theorem=3000
     )
     | {only(batch_curve, data=PHOTOS): 100 * STEP}
-    | probes(DIGITS, (2, 5, 8), (2, 5, 8), (3, 8), often=10, compared=5, others=20, seldom=20, theorem=100)
+    | probes(DIGITS, (2, 5, 8), (2, 5, 8), (3, 8), often=10, compared=4, others=20, seldom=20, theorem=100)
     | {only(batch_curve, data=DIGITS): 2 * STEP},
     claims=[*TRENDS, *ON_CIFAR10],
     figures=FIGURES,

@@ -92,6 +92,13 @@ from batch_accuracy
 where kind in ('none', 'batch') and step > 0
 order by line, step
 
+-- name: training_from_the_start
+-- The same in a panel for each rate.
+select 'rate ' || format('{:g}', lr) as panel, kind, step, n, accuracy
+from batch_accuracy
+where kind in ('none', 'batch') and lr in (0.1, 0.5, 0.01) and step > 0
+order by list_position([0.1, 0.5, 0.01], lr), kind, step
+
 -- name: training_with_noise
 -- The same for noise, at rate 0.1.
 select kind, step, n, accuracy, diverged

@@ -420,6 +420,9 @@ def test_the_paper_preset_reads_at_the_papers_steps_and_layers_and_both_presets_
             if preset == "paper":
                 assert readings["landscape"] == readings["batch_curve"] == readings["covariate_shift"] == 151
                 assert readings["curve"] == 16
+            else:
+                compared = each.trial.norm in (Norm.NONE, Norm.BATCH)
+                assert readings["landscape"] == readings["covariate_shift"] == (101 if compared else 21)
     layers = {
         (probe.probe.__name__, Data.DIGITS in dict(probe.fields)["data"]): getattr(probe.probe, "layers", None)
         for probe in study.probes
