@@ -4,9 +4,10 @@
 -- largest values keep that, and what is averaged counts it as 1e30.
 
 -- name: settings
--- One row per trial with a result: its norm as `kind`, the paper's names of its line, and whether its numbers can be held
--- against the paper's (`papers`) up to its last step, or (`whole`) over the paper's 15,000 steps. A setting with several
--- trials a seed, because another field was given several values, is left out: these are no repeats.
+-- One row per trial with a result: its norm as `kind`, the paper's names of its line, and whether it is the paper's training:
+-- but for the augmentation (`alike`), up to its last step (`papers`), planned over the paper's 15,000 steps (`entire`), and come
+-- to their end (`whole`). A setting with several trials a seed, because another field was given several values, is left out:
+-- these are no repeats.
 select
     trial,
     seed,
@@ -22,7 +23,6 @@ select
     and batch = 128
     and norm_batch = batch
     and validation = 0
-    and augmentation = 'none'
     and trainable = 'all'
     and weight_init = 'glorot_uniform'
     and output_bias = 'random'
@@ -35,13 +35,22 @@ select
     and warmup = 0
     and len(milestones) = 0
     and plateau is null
-    and precision = 'fp32' as papers,
-    papers and (steps >= 15000 or outcome = 'diverged') as whole
+    and precision = 'fp32' as alike,
+    augmentation,
+    alike and augmentation = 'none' as papers,
+    papers and steps = 15000 as entire,
+    entire and outcome = 'finished' as whole
 from chosen
 join trials using (trial)
 where steps > 0
 qualify count(*) over (partition by kind, lr, seed) = 1
 order by kind, lr, seed
+
+-- name: enough
+-- One row: the seeds that a comparison takes. One where every training is the paper's over all its steps, since the paper has
+-- one of each; three anywhere else. A comparison of fewer has no row.
+select if(bool_and(entire), 1, 3) as seeds
+from settings
 
 -- name: first_seed
 -- One row per norm and rate: the trial of its first seed, for pictures of a single network.
@@ -82,6 +91,13 @@ select line, step, n, accuracy, diverged
 from batch_accuracy
 where kind in ('none', 'batch') and step > 0
 order by line, step
+
+-- name: training_from_the_start
+-- The same in a panel for each rate.
+select 'rate ' || format('{:g}', lr) as panel, kind, step, n, accuracy
+from batch_accuracy
+where kind in ('none', 'batch') and lr in (0.1, 0.5, 0.01) and step > 0
+order by list_position([0.1, 0.5, 0.01], lr), kind, step
 
 -- name: training_with_noise
 -- The same for noise, at rate 0.1.
@@ -173,9 +189,38 @@ by_trial as (
 select kind, lr, avg(accuracy) as measured, count(accuracy) as n
 from settings
 join by_trial using (trial)
-where whole
+where entire
 group by kind, lr
 order by kind, lr
+
+-- name: test_accuracy_with_augmentation
+-- One row per norm at rate 0.1: test accuracy at the end of the paper's training on randomly shifted and mirrored images, over
+-- seeds.
+with
+-- one row per norm
+over_seeds as (
+    select
+        kind,
+        avg(accuracy) as measured,
+        count(accuracy) as n,
+        stddev_samp(accuracy) / sqrt(count(accuracy)) as error
+    from curve
+    join settings using (trial)
+    where
+        split = 'test'
+        and curve.step = 15000
+        and lr = 0.1
+        and alike
+        and augmentation = 'flip_shift'
+        and steps = 15000
+        and outcome = 'finished'
+    group by kind
+)
+
+select kind, measured, n, measured - t95 * error as low, measured + t95 * error as high
+from over_seeds
+left join student using (n)
+order by kind
 
 -- name: five_points
 -- One row per trial and reading with two before it and two behind: mean mini-batch accuracy of these five.
@@ -187,7 +232,7 @@ qualify count(accuracy) over around = 5
 -- name: reaching
 -- One row per trial and level: the first step at which five readings in a row have a mean mini-batch accuracy of that level;
 -- NULL where the training never has.
-select settings.trial, seed, kind, lr, steps, whole, level, min(step) filter (where accuracy >= level) as reached
+select settings.trial, seed, kind, lr, steps, entire, level, min(step) filter (where accuracy >= level) as reached
 from settings
 cross join (values (0.8), (0.9), (0.95)) as levels (level)
 left join five_points using (trial)
@@ -206,7 +251,7 @@ over_seeds as (
         count(*) as n,
         stddev_samp(coalesce(reached, steps)) / sqrt(count(*)) as error
     from reaching
-    where whole and lr = 0.1
+    where entire and lr = 0.1
     group by kind, level
 )
 
@@ -243,6 +288,7 @@ over_seeds as (
 select kind, against, exp(mean) as measured, n, exp(mean - t95 * error) as low, exp(mean + t95 * error) as high
 from over_seeds
 left join student using (n)
+where n >= (select seeds from enough)
 order by kind, against
 
 -- name: best_in_training
@@ -274,6 +320,7 @@ select
     measured + t95 * error as high
 from over_seeds
 left join student using (n)
+where n >= (select seeds from enough)
 order by kind, lr
 
 -- name: training_at_1k_on_cifar10
@@ -317,7 +364,7 @@ over_seeds as (
     select kind, avg(accuracy) as measured, count(*) as n, stddev_samp(accuracy) / sqrt(count(*)) as error
     from by_trial
     join settings using (trial)
-    where whole and lr = 0.1 and outcome = 'finished'
+    where whole and lr = 0.1
     group by kind
 )
 
@@ -376,31 +423,42 @@ group by kind, layer_index, moment
 order by moment, layer_index, kind
 
 -- name: noise_on_cifar10
--- One row per norm, layer and moment: mean change from one update to the next over the paper's training, over seeds.
+-- One row per norm and moment: change from one update to the next over the paper's training, geometric mean over layers and
+-- over seeds.
 with
--- one row per norm, layer and moment
-over_seeds as (
-    select
-        kind,
-        layer_index,
-        moment,
-        avg(change) as measured,
-        count(*) as n,
-        stddev_samp(change) / sqrt(count(*)) as error
+-- one row per norm, moment and seed
+by_seed as (
+    select kind, moment, seed, avg(ln(change)) as mean
     from changes_of_moments
-    where whole
-    group by kind, layer_index, moment
+    where whole and change > 0
+    group by kind, moment, seed
+),
+
+-- one row per norm and moment
+over_seeds as (
+    select kind, moment, avg(mean) as mean, count(*) as n, stddev_samp(mean) / sqrt(count(*)) as error
+    from by_seed
+    group by kind, moment
 )
 
-select kind, layer_index, moment, measured, n, measured - t95 * error as low, measured + t95 * error as high
+select kind, moment, exp(mean) as measured, n, exp(mean - t95 * error) as low, exp(mean + t95 * error) as high
 from over_seeds
 left join student using (n)
-order by kind, moment, layer_index
+order by kind, moment
 
 -- name: largest_noise_on_cifar10
--- One row per norm and moment: the same in the layer where it is largest.
-select kind, moment, max(measured) as measured, min(n) as n
-from noise_on_cifar10
+-- One row per norm and moment: the same in the layer where it is largest, mean over seeds.
+with
+-- one row per norm, moment and layer
+by_layer as (
+    select kind, moment, layer_index, avg(change) as change, count(*) as n
+    from changes_of_moments
+    where whole
+    group by kind, moment, layer_index
+)
+
+select kind, moment, max(change) as measured, min(n) as n
+from by_layer
 group by kind, moment
 order by kind, moment
 
@@ -425,6 +483,7 @@ over_seeds as (
 select moment, measured, n, measured - t95 * error as low, measured + t95 * error as high
 from over_seeds
 left join student using (n)
+where n >= (select seeds from enough)
 order by moment
 
 -- name: change_against_standard
@@ -450,6 +509,7 @@ over_seeds as (
 select kind, moment, exp(mean) as measured, n, exp(mean - t95 * error) as low, exp(mean + t95 * error) as high
 from over_seeds
 left join student using (n)
+where n >= (select seeds from enough)
 order by kind, moment
 
 -- --- Figures 1, 2 and 14: distributions ------------------------------------------------------------------------------
@@ -505,7 +565,8 @@ select
         when 'batch' then 'batch norm'
         when 'noisy' then 'noisy batch norm'
         when 'noise' then 'noise, no norm'
-        else kind || ' norm'
+        when 'linf' then 'l_inf norm'
+        else 'l_' || kind[2] || ' norm'
     end || ', layer ' || layer_index as panel,
     kind,
     layer_index,
@@ -590,6 +651,76 @@ over_seeds as (
 select kind, exp(mean) as measured, n, exp(mean - t95 * error) as low, exp(mean + t95 * error) as high
 from over_seeds
 left join student using (n)
+where n >= (select seeds from enough)
+order by kind
+
+-- name: drifts
+-- One row per trial at rate 0.1, layer and reading but the first: how far the distribution of what the layer hands to the
+-- nonlinearity is from that of the reading before: mean distance of nineteen quantiles, from 5 to 95 %, which is about the
+-- (first) Wasserstein distance.
+with
+-- one row per trial, layer, step and interval: values up to its ends
+intervals as (
+    select
+        *,
+        sum(count) over up as upto,
+        sum(count) over (partition by trial, layer_index, step) as total
+    from activation_histogram
+    where place = 'output'
+    window up as (partition by trial, layer_index, step order by low)
+),
+
+-- one row per trial, layer, step and quantile
+quantiles as (
+    select trial, layer_index, step, twentieth, low + (high - low) * (twentieth * total / 20 - upto + count) / count as x
+    from intervals
+    join range(1, 20) as levels (twentieth) on twentieth * total / 20 > upto - count and twentieth * total / 20 <= upto
+),
+
+-- the same with the distance from the reading before
+moves as (
+    select *, abs(x - lag(x) over (partition by trial, layer_index, twentieth order by step)) as moved
+    from quantiles
+)
+
+select trial, kind, seed, layer_index, moves.step, avg(moved) as drift
+from moves
+join settings using (trial)
+where lr = 0.1 and moved is not null
+group by trial, kind, seed, layer_index, moves.step
+
+-- name: drift_against_standard
+-- One row per norm at rate 0.1: mean drift over the training over that without norm, geometric mean over the layers and over
+-- seeds.
+with
+-- one row per norm, seed and layer
+by_layer as (
+    select kind, seed, layer_index, avg(drift) as drift
+    from drifts
+    where drift < 1e30
+    group by kind, seed, layer_index
+),
+
+-- one row per norm and seed
+by_seed as (
+    select one.kind, seed, avg(ln(one.drift / other.drift)) as ratio
+    from by_layer as one
+    join by_layer as other using (seed, layer_index)
+    where other.kind = 'none' and one.kind <> 'none' and one.drift > 0 and other.drift > 0
+    group by one.kind, seed
+),
+
+-- one row per norm
+over_seeds as (
+    select kind, avg(ratio) as mean, count(*) as n, stddev_samp(ratio) / sqrt(count(*)) as error
+    from by_seed
+    group by kind
+)
+
+select kind, exp(mean) as measured, n, exp(mean - t95 * error) as low, exp(mean + t95 * error) as high
+from over_seeds
+left join student using (n)
+where n >= (select seeds from enough)
 order by kind
 
 -- --- Figure 3: internal covariate shift ------------------------------------------------------------------------------
@@ -725,6 +856,7 @@ select
     if(reading = 'l2', exp(mean + t95 * error), mean + t95 * error) as high
 from over_seeds
 left join student using (n)
+where n >= (select seeds from enough)
 order by reading
 
 -- --- Figure 4: the landscape along the gradient ----------------------------------------------------------------------
@@ -842,7 +974,7 @@ unpivot (
 )
 
 -- name: landscape_in_numbers
--- One row per norm that the paper compares and reading at rate 0.1: geometric mean over seeds.
+-- One row per norm and reading at rate 0.1: geometric mean over seeds.
 select
     case reading
         when 'variation' then 'loss: median range'
@@ -855,7 +987,7 @@ select
     exp(avg(ln(value))) as value,
     count(*) as n
 from landscape_readings
-where kind in ('none', 'batch') and lr = 0.1 and quantity is not null and value > 0
+where lr = 0.1 and kind <> 'noise' and quantity is not null and value > 0
 group by quantity, reading, kind
 order by list_position(['variation', 'change', 'largest_change', 'beta', 'largest_beta'], reading), kind
 
@@ -905,31 +1037,29 @@ from over_seeds
 left join student using (n)
 cross join (values ('text'), ('figure')) as sources (said_by)
 
--- name: smoother_with_batch_norm
--- One row per reading at rate 0.1: without norm over with batch norm, geometric mean over seeds.
+-- name: smoother_than_standard
+-- One row per norm and reading at rate 0.1: without norm over with it, geometric mean over seeds.
 with
--- one row per reading and seed
+-- one row per norm, reading and seed
 by_seed as (
-    select
-        reading,
-        seed,
-        ln(max(value) filter (where kind = 'none') / max(value) filter (where kind = 'batch')) as ratio
-    from landscape_readings
-    where lr = 0.1 and value > 0
-    group by reading, seed
+    select one.kind, reading, seed, ln(other.value / one.value) as ratio
+    from landscape_readings as one
+    join landscape_readings as other using (reading, seed, lr)
+    where lr = 0.1 and other.kind = 'none' and one.kind <> 'none' and one.value > 0 and other.value > 0
 ),
 
--- one row per reading
+-- one row per norm and reading
 over_seeds as (
-    select reading, avg(ratio) as mean, count(ratio) as n, stddev_samp(ratio) / sqrt(count(ratio)) as error
+    select kind, reading, avg(ratio) as mean, count(*) as n, stddev_samp(ratio) / sqrt(count(*)) as error
     from by_seed
-    group by reading
+    group by kind, reading
 )
 
-select reading, exp(mean) as measured, n, exp(mean - t95 * error) as low, exp(mean + t95 * error) as high
+select kind, reading, exp(mean) as measured, n, exp(mean - t95 * error) as low, exp(mean + t95 * error) as high
 from over_seeds
 left join student using (n)
-order by reading
+where n >= (select seeds from enough)
+order by kind, reading
 
 -- name: learning
 -- One row per trial at rate 0.1: its steps until five mini-batch readings in a row have a mean of 95 %, or all where they never
@@ -941,7 +1071,8 @@ where level = 0.95 and lr = 0.1
 -- name: while_learning
 -- One row per reading at rate 0.1, over the readings of a network until it has 95 % of a mini-batch right: range of the loss and
 -- change of the gradient along it, median without norm over that with batch norm; and length of covariate shift, with batch
--- norm over without, geometric mean over the layers but the second. Geometric means over seeds.
+-- norm over without, geometric mean over the layers but the second. Geometric means over seeds in which each has six readings
+-- by then.
 with
 -- one row per norm, seed and reading of the landscape
 landscapes as (
@@ -950,6 +1081,7 @@ landscapes as (
     join learning using (trial, kind, seed)
     where step <= until
     group by kind, seed
+    having count(*) >= 6
 ),
 
 -- one row per norm, seed and layer
@@ -959,6 +1091,7 @@ shifts as (
     join learning using (trial)
     where step <= until and l2 > 0 and layer_index > 2
     group by kind, seed, layer_index
+    having count(*) >= 6
 ),
 
 -- one row per seed and reading
@@ -990,6 +1123,7 @@ over_seeds as (
 select reading, exp(mean) as measured, n, exp(mean - t95 * error) as low, exp(mean + t95 * error) as high
 from over_seeds
 left join student using (n)
+where n >= (select seeds from enough)
 order by reading
 
 -- name: beta_times_rate
@@ -1013,6 +1147,56 @@ select kind, lr, exp(mean) as measured, n, exp(mean - t95 * error) as low, exp(m
 from over_seeds
 left join student using (n)
 order by kind, lr
+
+-- name: two_over_rate
+-- The same, for the claims.
+select kind, lr, measured, n, low, high
+from beta_times_rate
+where n >= (select seeds from enough)
+order by kind, lr
+
+-- name: beta_by_step_size
+-- One row per norm that the paper compares and multiple of the rate, at rate 0.1: effective beta, median over the training,
+-- geometric mean over seeds.
+with
+-- one row per trial and step size
+by_trial as (
+    select trial, multiple, median(least(beta, 1e30)) as beta
+    from landscape
+    group by trial, multiple
+)
+
+select kind, multiple, exp(avg(ln(beta))) as beta, count(*) as n
+from by_trial
+join settings using (trial)
+where kind in ('none', 'batch') and lr = 0.1 and beta > 0
+group by kind, multiple
+order by kind, multiple
+
+-- name: change_over_step_sizes
+-- One row per norm at rate 0.1: largest change of the gradient over the step sizes, over the least, median over the training,
+-- geometric mean over seeds.
+with
+-- one row per trial
+by_trial as (
+    select kind, seed, median(largest_change / least_change) as ratio
+    from along_the_gradient
+    where lr = 0.1 and least_change > 0
+    group by kind, seed
+),
+
+-- one row per norm
+over_seeds as (
+    select kind, avg(ln(ratio)) as mean, count(*) as n, stddev_samp(ln(ratio)) / sqrt(count(*)) as error
+    from by_trial
+    group by kind
+)
+
+select kind, exp(mean) as measured, n, exp(mean - t95 * error) as low, exp(mean + t95 * error) as high
+from over_seeds
+left join student using (n)
+where n >= (select seeds from enough)
+order by kind
 
 -- --- Theorem 4.1 ----------------------------------------------------------------------------------------------------
 
@@ -1067,6 +1251,7 @@ over_seeds as (
 select gradient, measured, n, measured - t95 * error as low, measured + t95 * error as high
 from over_seeds
 left join student using (n)
+where n >= (select seeds from enough)
 order by gradient
 
 -- name: theorem_is_an_identity
@@ -1089,4 +1274,4 @@ over_seeds as (
 select measured, n, measured - t95 * error as low, measured + t95 * error as high
 from over_seeds
 left join student using (n)
-where n > 0
+where n >= (select seeds from enough)
