@@ -876,7 +876,7 @@ select
     min(loss_before) as loss_before,
     min(least(loss, 1e30)) as least_loss,
     max(least(loss, 1e30)) as largest_loss,
-    largest_loss - least_loss as variation,
+    if(largest_loss >= 1e30, 1e30, largest_loss - least_loss) as variation,
     min(least(gradient_change, 1e30)) as least_change,
     max(least(gradient_change, 1e30)) as largest_change,
     max(least(beta, 1e30)) as beta
@@ -1213,7 +1213,7 @@ select
     "left" / if(gradient = 'at the layer''s output', "right", plain_right) as ratio
 from gradient_bound
 join settings using (trial)
-cross join (values ('at the layer''s output'), ('without norms')) as gradients (gradient)
+cross join (values ('at the layer''s output'), ('without this norm')) as gradients (gradient)
 where if(gradient = 'at the layer''s output', "right", plain_right) > 0
 
 -- name: theorem_by_layer

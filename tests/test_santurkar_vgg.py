@@ -394,9 +394,9 @@ def test_the_theorem_holds_for_the_share_of_units_whose_left_side_is_no_larger(t
     units = [unit(0, 1.0, 1.0, 2.0), unit(1, 1.0, 1.05, 0.5), unit(2, 0.0, 0.0, 0.0), unit(3, 1.0, 1.0, None)]
     session = session_with(tmp_path, laptop("norm=batch", "lr=0.1"), lambda trial: {"gradient_bound": units})
     holds = answer(session, "theorem_holds", "gradient")
-    # A unit without a gradient, and one whose network without norms overflowed, say nothing.
+    # A unit without a gradient, and one whose network without the norm overflowed, say nothing.
     assert {key: row["measured"] for key, row in holds.items()} == {
-        "at the layer's output": pytest.approx(1.0), "without norms": pytest.approx(0.5)
+        "at the layer's output": pytest.approx(1.0), "without this norm": pytest.approx(0.5)
     }  # fmt: skip
     (identity,) = answer(session, "theorem_is_an_identity", "n").values()
     assert (identity["measured"], identity["n"]) == (pytest.approx(2 / 3), 3)
