@@ -67,5 +67,6 @@ def landscape(at: Snapshot, multiples: tuple[float, ...], most: float) -> Iterat
 
 def length_of(parts: dict[str, Tensor]) -> float:
     """Euclidean length of all parts together, in float64; infinite where one is no number."""
-    square = sum(float(part.double().square().sum()) for part in parts.values())
+    # Flattened: engines keep the same weights in different layouts, and a sum goes along them.
+    square = sum(float(part.flatten().double().square().sum()) for part in parts.values())
     return math.sqrt(square) if math.isfinite(square) else math.inf
