@@ -169,7 +169,8 @@ def test_training_with_every_probe_and_with_none_is_equal_to_the_last_bit(traina
     trial = digits(trainable=trainable, precision=precision, momentum=0.0, weight_decay=0.0)
     notebook = Notebook()
     looked = run(trial, tmp_path / "a", notebook, everything(trial))
-    assert {table for table, _ in notebook.kept} == {probe.__name__ for probe in EVERYTHING}
+    refused = {"gradient_bound"} if precision is Precision.BF16 else set()  # its rounding would be all that is seen
+    assert {table for table, _ in notebook.kept} == {probe.__name__ for probe in EVERYTHING} - refused
     assert_equal(looked, run(trial, tmp_path / "b"))
 
 
