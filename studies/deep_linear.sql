@@ -626,56 +626,44 @@ order by lr desc, norm
 
 -- --- Theorem 4.1 ---------------------------------------------------------------------------------------------------------
 
+-- name: sides_of_the_bound
+-- One row per trial, unit of a batch norm layer, step and right side.
+select trial, bound.step, 'gradient at the output' as side, bound."left" as l, bound."right" as r
+from gradient_bound as bound
+union all
+select trial, bound.step, 'without this norm', bound."left", bound.plain_right
+from gradient_bound as bound
+
 -- name: bound_over_training
 -- One row per rate, step and right side: share of the units of all batch norm layers for which the left side is at most the
 -- right one (a thousandth above it counts as rounding), over all seeds.
-with
--- one row per trial, unit, step and right side
-sides as (
-    select trial, bound.step, 'gradient at the output' as side, bound."left" as l, bound."right" as r
-    from gradient_bound as bound
-    union all
-    select trial, bound.step, 'without this norm', bound."left", bound.plain_right
-    from gradient_bound as bound
-)
-
 select
     rate as panel,
     side,
-    sides.step,
+    sides_of_the_bound.step,
     avg((l <= 1.001 * r)::int) as holds,
     count(r) as units
-from sides
+from sides_of_the_bound
 join networks using (trial)
 where r is not null
-group by lr, rate, side, sides.step
-order by lr desc, side, sides.step
+group by lr, rate, side, sides_of_the_bound.step
+order by lr desc, side, sides_of_the_bound.step
 
 -- name: bound_by_unit
 -- One row per rate, step and right side: left over right, median over units and seeds with the middle 90 %.
-with
--- one row per trial, unit, step and right side
-sides as (
-    select trial, bound.step, 'gradient at the output' as side, bound."left" as l, bound."right" as r
-    from gradient_bound as bound
-    union all
-    select trial, bound.step, 'without this norm', bound."left", bound.plain_right
-    from gradient_bound as bound
-)
-
 select
     rate as panel,
     side,
-    sides.step,
+    sides_of_the_bound.step,
     median(l / r) as ratio,
     quantile_cont(l / r, 0.05) as "5 %",
     quantile_cont(l / r, 0.95) as "95 %",
     count(*) as units
-from sides
+from sides_of_the_bound
 join networks using (trial)
 where r > 0
-group by lr, rate, side, sides.step
-order by lr desc, side, sides.step
+group by lr, rate, side, sides_of_the_bound.step
+order by lr desc, side, sides_of_the_bound.step
 
 -- name: bound
 -- One row per rate, place and question, mean over seeds of the share of units. 'equal': left over right, with the gradient
