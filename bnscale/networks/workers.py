@@ -76,7 +76,7 @@ def _peers(size: int) -> dist.ProcessGroup:
 @contextmanager
 def alone(module: nn.Module) -> Iterator[None]:
     """Inside, training-mode forwards use no collectives: their statistics come from images of this worker only."""
-    placed = [(norm, norm.peers) for norm in _norms(module)]
+    placed = [(norm, norm.peers) for norm in _norms(module) if norm.peers is not None]
     sharing = [(noise, noise.place) for noise in _noises(module)]
     for norm, _ in placed:
         norm.peers = None
@@ -94,9 +94,9 @@ def alone(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def gathered(module: nn.Module, images: int) -> Iterator[None]:
     """Inside, a batch of so many images serves: where they are no multiple of `norm_batch`, they are one statistic."""
-    before = [(norm, norm.norm_batch) for norm in _norms(module)]
-    for norm, size in before:
-        norm.norm_batch = size if images % size == 0 else images
+    before = [(norm, norm.norm_batch) for norm in _norms(module) if images % norm.norm_batch]
+    for norm, _ in before:
+        norm.norm_batch = images
     try:
         yield
     finally:

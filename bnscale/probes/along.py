@@ -125,8 +125,7 @@ def _between(look: Callable[[float], LossAlong], left: LossAlong, right: LossAlo
 
 def moved(at: Snapshot, direction: dict[str, Tensor], length: float) -> dict[str, Tensor]:
     """What trains, after a step of this length against the direction."""
-    parameters = dict(at.network.named_parameters())
-    return {name: parameters[name].detach() - length * part for name, part in direction.items()}
+    return {name: at.parameters[name].detach() - length * part for name, part in direction.items()}
 
 
 @asks(something_trained, steps=1 + len(LENGTHS) * 0.35 + len(FRACTIONS) * 0.4, rows=lambda trial: 6 * 64 * trial.width)

@@ -136,10 +136,9 @@ def mean_gradient(at: Snapshot) -> Iterator[MeanGradient]:
     """Reviewers of Bjorck et al. 2018: how much of a gradient does not depend on the images, and where it points."""
     measured = at.kept(_several)
     sums = measured.sums
-    parameters = dict(at.network.named_parameters())
     for layer in layers(at.network):
         name = layer.weight
-        weight = parameters[name].detach().double().flatten()
+        weight = at.parameters[name].detach().double().flatten()
         mean = sums.total[name].double().flatten() / sums.count
         length = float(weight.norm())
         radial = float(mean @ weight) / length if length else 0.0

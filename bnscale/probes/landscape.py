@@ -44,10 +44,9 @@ def landscape(at: Snapshot, multiples: tuple[float, ...], most: float) -> Iterat
     norm = length_of(slope)
     if not 0 < norm < math.inf:
         return
-    here = dict(at.network.named_parameters())
     for length in dict.fromkeys(min(multiple * at.trial.lr, most) for multiple in multiples):
         far = moved(at, slope, length)
-        distance = length_of({name: part - here[name].detach() for name, part in far.items()})
+        distance = length_of({name: part - at.parameters[name].detach() for name, part in far.items()})
         loss, there = at.slope(batch, names, far)
         if distance == 0:
             continue  # a step that float32 cannot take

@@ -58,7 +58,7 @@ def covariate_shift(at: Snapshot, numbers: tuple[int, ...]) -> Iterator[Covariat
 
 def _before(at: Snapshot, layer: Layer) -> list[str]:
     """Of what trains, all that stands before this layer's weights."""
-    names = [name for name, _ in at.network.named_parameters()]
+    names = list(at.parameters)
     before = set(names[: names.index(layer.weight)])
     return [name for name in at.updated if name in before]
 

@@ -17,7 +17,6 @@ from torch.func import functional_call
 
 from bnscale import loss
 from bnscale.data import Resident
-from bnscale.networks import trained
 from bnscale.networks.norm import NormLayer
 from bnscale.networks.workers import alone, gathered
 from bnscale.trial import Precision, Trial
@@ -70,6 +69,11 @@ class Snapshot:
     def statistics(self) -> dict[str, Tensor]:
         """Copies of the buffers, averaged over workers where these saw different images."""
         return self._engine.statistics()
+
+    @cached_property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """By name, in the order of the network."""
+        return dict(self.network.named_parameters())
 
     @cached_property
     def norms(self) -> list[tuple[str, NormLayer]]:
@@ -152,7 +156,7 @@ class Snapshot:
         """The loss on a batch with some parameters `changed`, infinite where it left the float32 numbers, and its
         gradient there, as in `gradients_on`."""
         images_NCHW, targets = batch
-        parameters = dict(self.network.named_parameters()) | changed
+        parameters = self.parameters | changed
         wanted = {name: parameters[name].detach().requires_grad_() for name in names}
         fixed = {name: p.detach() for name, p in parameters.items() if name not in wanted}
         value = loss.of_batch(self.trial, self.forward(images_NCHW, fixed | wanted), targets)
@@ -166,7 +170,7 @@ class Snapshot:
 
     def names(self) -> list[str]:
         """Of the parameters that training changes."""
-        return list(trained(self.network))
+        return [name for name, parameter in self.parameters.items() if parameter.requires_grad]
 
     @property
     def gradient(self) -> dict[str, Tensor]:
@@ -178,8 +182,7 @@ class Snapshot:
         """What trains, after the next update: right for plain gradient descent, which is what training does where
         `probe.plain_descent` finds nothing lacking."""
         rate = self.trial.rate(self.step)
-        parameters = dict(self.network.named_parameters())
-        return {name: parameters[name].detach() - rate * part for name, part in self.gradient.items()}
+        return {name: self.parameters[name].detach() - rate * part for name, part in self.gradient.items()}
 
     def kept(self, measure: Callable[["Snapshot"], T]) -> T:
         """What `measure` gives, computed once for all probes of this snapshot."""
@@ -194,10 +197,11 @@ class Snapshot:
 @contextmanager
 def _mode(network: nn.Module, *, training: bool) -> Iterator[None]:
     """Training or evaluation mode for a while, each module's own mode afterwards."""
-    before = [(module, module.training) for module in network.modules()]
-    network.train(training)
+    others = [module for module in network.modules() if module.training is not training]
+    for module in others:
+        module.training = training
     try:
         yield
     finally:
-        for module, mode in before:
-            module.training = mode
+        for module in others:
+            module.training = not training
