@@ -16,7 +16,7 @@ export PYTHONDONTWRITEBYTECODE =
 
 help:
 	@echo 'make study   train the BN-only depth study, laptop preset, and report   (ARGS="--set depth=8,14")'
-	@echo 'make test    run the tests                                              (ARGS="-k store")'
+	@echo 'make test    run the tests, two files at a time                         (ARGS="-k store")'
 	@echo 'make check   lint, format, types, and which module may import which'
 	@echo 'make bench   speed against a plain PyTorch loop, of each norm and probe, and overhead a trial'
 	@echo 'make lock    resolve requirements.lock anew from pyproject.toml         (ARGS="--upgrade")'
@@ -27,7 +27,7 @@ study: setup
 	$(bin)/python studies/frankle_depth.py $(ARGS)
 
 test: setup
-	$(bin)/python -m pytest $(ARGS)
+	$(bin)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 check: setup
 	$(bin)/ruff check
