@@ -24,10 +24,10 @@ select
     and norm_batch = batch
     and trainable = 'all'
     and weight_init = 'glorot_uniform'
-    and placement in ('every', 'none')
+    and placement = if(norm = 'none', 'none', 'every')
     and norm_init = 'ones'
     and affine = 'both'
-    and affine_at = placement
+    and affine_at = if(norm = 'none', 'none', 'every')
     and momentum = 0
     and weight_decay = 0
     and coalesce(norm_decay, 0) = 0
