@@ -2,8 +2,8 @@
 -- one row per trial with a result; `student` the 97.5 % quantile t95 of Student's t for n readings. A query that selects
 -- from another of this file gets it as a CTE.
 --
--- What left the float32 numbers is +inf in the store. Medians and quantiles go over it as over any large number, and so do
--- maxima, which may be +inf. Means are of logarithms of numbers that are finite and above 0; `n` counts those.
+-- What left the float32 numbers is +inf in the store. Medians, quantiles and maxima go over it as over any large number;
+-- where a claim is judged by them it counts as 1e30. Means are of logarithms of numbers that are finite and above 0; `n` counts those.
 
 -- name: networks
 -- One row per trial of a deep linear network with a result: `rate` is its rate in words, `papers` whether its numbers can be
@@ -24,10 +24,10 @@ select
     and norm_batch = batch
     and trainable = 'all'
     and weight_init = 'glorot_uniform'
-    and placement in ('every', 'none')
+    and placement = if(norm = 'none', 'none', 'every')
     and norm_init = 'ones'
     and affine = 'both'
-    and affine_at = placement
+    and affine_at = if(norm = 'none', 'none', 'every')
     and momentum = 0
     and weight_decay = 0
     and coalesce(norm_decay, 0) = 0
@@ -253,23 +253,23 @@ join first_seed using (trial)
 where layer_index in (9, 17) and norm in ('none', 'batch') and lr in (1e-6, 1e-7)
 order by layer_index, lr desc, norm, step
 
--- name: shift_by_layer
--- One row per rate, norm and layer: over training, the geometric mean of |G - G'|, that in units of |G|, and the mean
--- cosine between G and G'; of each the median over seeds, from the least to the greatest: seeds lie decades apart, and
--- means over three of them tell of the odd one.
-with
--- one row per trial and layer
-by_trial as (
-    select
-        trial,
-        layer_index,
-        avg(ln(l2)) filter (where isfinite(l2) and l2 > 0) as x,
-        avg(ln(l2 / before)) filter (where isfinite(l2) and isfinite(before) and l2 > 0 and before > 0) as r,
-        avg(cosine) as y
-    from covariate_shift
-    group by trial, layer_index
-),
+-- name: shift_of_trials
+-- One row per trial and layer, over training: x, the logarithm of the geometric mean of |G - G'|; r, that of |G - G'| in
+-- units of |G|; y, the mean cosine between G and G'.
+select
+    trial,
+    layer_index,
+    avg(ln(l2)) filter (where isfinite(l2) and l2 > 0) as x,
+    avg(ln(l2 / before)) filter (where isfinite(l2) and isfinite(before) and l2 > 0 and before > 0) as r,
+    avg(cosine) as y
+from covariate_shift
+group by trial, layer_index
 
+-- name: shift_by_layer
+-- One row per rate, norm and layer: over training, the geometric mean of |G - G'| and the mean cosine between G and G'; of
+-- each the median over seeds, from the least to the greatest: seeds lie decades apart, and means over three of them tell of
+-- the odd one.
+with
 -- one row per norm, rate and layer
 over_seeds as (
     select
@@ -282,11 +282,10 @@ over_seeds as (
         median(x) as middle_x,
         min(x) as least_x,
         max(x) as most_x,
-        median(r) as middle_r,
         median(y) as middle_y,
         min(y) as least_y,
         max(y) as most_y
-    from by_trial
+    from shift_of_trials
     join networks using (trial)
     group by norm, lr, rate, layer_index
 )
@@ -301,7 +300,6 @@ select
     exp(middle_x) as l2,
     if(n > 1, exp(least_x), null) as l2_low,
     if(n > 1, exp(most_x), null) as l2_high,
-    exp(middle_r) as relative,
     middle_y as cosine,
     if(n > 1, least_y, null) as cosine_low,
     if(n > 1, most_y, null) as cosine_high
@@ -329,41 +327,58 @@ from shift_by_layer
 where whole
 
 -- name: shift_with_and_without
--- One row per rate and reading: batch norm against no norm in the layer looked at where the reading favours batch norm
--- most. 'l2': |G - G'| with batch norm over that without, least; 'relative': the same in units of |G|; 'cosine': its
--- cosine less that without, greatest.
+-- One row per rate and reading: batch norm against no norm from the same weights, in the layer looked at where the reading
+-- favours batch norm most; median over the seeds that have both, from the least to the greatest. 'l2': |G - G'| with batch
+-- norm over that without, least; 'relative': the same in units of |G|; 'cosine': its cosine less that without, greatest.
 with
--- one row per rate and layer
+-- one row per trial and layer
+readings as (
+    select norm, lr, seed, layer_index, x, r, y
+    from shift_of_trials
+    join networks using (trial)
+),
+
+-- one row per rate and seed
+by_seed as (
+    select
+        lr,
+        seed,
+        exp(min(batch.x - none.x)) as l2,
+        exp(min(batch.r - none.r)) as relative,
+        max(batch.y - none.y) as cosine
+    from readings as batch
+    join readings as none using (lr, seed, layer_index)
+    where batch.norm = 'batch' and none.norm = 'none'
+    group by lr, seed
+),
+
+-- one row per rate, seed and reading
 pairs as (
     select
         lr,
-        batch.l2 / none.l2 as l2,
-        batch.relative / none.relative as relative,
-        batch.cosine - none.cosine as cosine,
-        least(batch.n, none.n) as n
-    from shift_by_layer as batch
-    join shift_by_layer as none using (lr, layer_index)
-    where batch.norm = 'batch' and none.norm = 'none'
+        reading,
+        case reading when 'l2' then l2 when 'relative' then relative else cosine end as x
+    from by_seed
+    cross join (values ('l2'), ('relative'), ('cosine')) as readings_of_shift (reading)
 )
 
-select lr, 'l2' as reading, min(l2) as measured, min(n) as n
+select
+    lr,
+    reading,
+    median(x) as measured,
+    count(x) as n,
+    if(count(x) > 1, min(x), null) as low,
+    if(count(x) > 1, max(x), null) as high
 from pairs
-group by lr
-union all
-select lr, 'relative', min(relative), min(n)
-from pairs
-group by lr
-union all
-select lr, 'cosine', max(cosine), min(n)
-from pairs
-group by lr
+group by lr, reading
+order by lr desc, reading
 
 -- --- Figure 10: the landscape --------------------------------------------------------------------------------------------
 
 -- name: ways
 -- One row per trial and step: over the step sizes along the gradient, the range of the loss, the range of the gradient's
--- change, and the effective beta, which is the largest over them; beside them the largest beta at steps of the trial's own
--- rate or longer, and what the shortest and the longest step and the rate itself give.
+-- change, and the effective beta, which is the largest over them; beside them the gradient's change at the trial's own rate,
+-- the largest beta at steps of that rate or longer, and beta at the shortest step.
 select
     trial,
     landscape.step,
@@ -373,8 +388,6 @@ select
     arg_min(gradient_change, abs(ln(multiple))) as change,
     min(gradient_change) as change_least,
     max(gradient_change) as change_most,
-    arg_min(gradient_change, multiple) as change_at_shortest,
-    arg_max(gradient_change, multiple) as change_at_longest,
     max(beta) as beta,
     max(beta) filter (where multiple > 0.99) as beta_from_the_rate,
     arg_min(beta, multiple) as beta_at_shortest
@@ -452,13 +465,13 @@ group by trial, quantity
 
 -- name: extremes
 -- One row per norm, rate, quantity and statistic ('median' or 'maximum' over a training): of the paper's own training, the
--- median over seeds, from the least to the greatest; +inf, where most seeds overflowed, is no number to judge by.
+-- median over seeds, from the least to the greatest. What overflowed counts as 1e30, which no band holds.
 with
 -- one row per trial, quantity and statistic
 statistics as (
-    select trial, quantity, 'median' as statistic, middle as x from over_a_training
+    select trial, quantity, 'median' as statistic, least(middle, 1e30) as x from over_a_training
     union all
-    select trial, quantity, 'maximum', most from over_a_training
+    select trial, quantity, 'maximum', least(most, 1e30) from over_a_training
 )
 
 select
@@ -549,7 +562,6 @@ over_seeds as (
         norm,
         lr,
         reading,
-        bool_and(whole) as whole,
         avg(x) as mean,
         count(x) as n,
         stddev_samp(x) / sqrt(count(x)) as error
@@ -563,7 +575,6 @@ select
     norm,
     lr,
     reading,
-    whole,
     exp(mean) as measured,
     n,
     exp(mean - t95 * error) as low,
@@ -571,12 +582,6 @@ select
 from over_seeds
 left join student using (n)
 order by lr desc, norm, reading
-
--- name: plateau_of_figure_10
--- One row per norm and rate of the paper's own training: the median of the effective beta, which is over every step size.
-select norm, lr, measured, n, low, high
-from plateau
-where whole and reading = 'every step size'
 
 -- name: two_over_lr
 -- One row per norm and rate for each of three readings of beta, in units of 2 / LR: `plateau` as a figure draws it.
@@ -599,14 +604,14 @@ group by networks.lr, networks.rate, networks.norm, times
 order by networks.lr desc, networks.norm, times
 
 -- name: growth_of_gradient_difference
--- One row per norm and rate: the gradient's change at the longest step over that at the shortest, of the paper's own training;
--- median over training, geometric mean over seeds. The step sizes themselves span 3,162.
+-- One row per norm and rate: the gradient's largest change over step sizes over its least, the edges of figure 10b, of the
+-- paper's own training; median over training, geometric mean over seeds. The step sizes themselves span 3,162.
 with
 -- one row per trial
 by_trial as (
-    select trial, ln(median(change_at_longest / change_at_shortest)) as x
+    select trial, ln(median(change_most / change_least)) as x
     from ways
-    where change_at_shortest > 0
+    where change_least > 0
     group by trial
 ),
 

@@ -124,13 +124,13 @@ def gradient_bound(at: Snapshot) -> Iterator[GradientBound]:
 
 
 def _with_norms(at: Snapshot, norms: list[BatchNorm]) -> list[Sides]:
-    """Both sides with the gradient at the layer's output, of each norm; the graph of the pass ends here."""
+    """Both sides with the gradient at the layer's output, of each norm, from one backward pass."""
     value, passed = _passed(at, norms, lambda y, z: z)
+    slopes = iter(torch.autograd.grad(value, [each for norm in norms for each in passed[norm]]))
     found = []
     for norm in norms:
-        y, z = passed[norm]
-        slope_y, slope_z = torch.autograd.grad(value, [y, z], retain_graph=True)
-        found.append(sides(y, norm.gamma_beta(y)[0].detach(), slope_y, slope_z, EPS))
+        y, _ = passed[norm]
+        found.append(sides(y, norm.gamma_beta(y)[0].detach(), next(slopes), next(slopes), EPS))
     return found
 
 
