@@ -972,7 +972,7 @@ FIGURES = [
         caption="Left side of the inequality over the right, median over the units of a layer and 5th to 95th "
         "percentile: at most 1 where the theorem holds. On the right, the gradient at the layer's own output, where "
         "both sides are one; and that in the same network without this one norm, which sees other values from there "
-        "on.",
+        "on. Infinite where the right side is 0, as of a channel that is dead without the norm.",
         draw=panels(
             x="layer_index",
             y="ratio",

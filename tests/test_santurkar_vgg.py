@@ -186,7 +186,7 @@ def test_the_papers_numbers_are_held_against_its_own_network_and_protocol_alone(
 
 FLAGS = [
     "data=cifar100",
-    "network=vgg_residual depth=38",
+    "network=linear",
     "depth=13",
     "width=2",
     "weight_init=he_normal",
