@@ -28,6 +28,7 @@ select
     and output_bias = 'random'
     and norm_init = 'ones'
     and affine = 'both'
+    and affine_at = if(norm in ('none', 'noise'), 'none', 'every')
     and momentum = 0
     and weight_decay = 0
     and coalesce(norm_decay, 0) = 0
@@ -137,8 +138,8 @@ select
     step,
     n,
     accuracy,
-    accuracy - t95 * error as low,
-    accuracy + t95 * error as high
+    if(n > 1, greatest(0, accuracy - t95 * error), null) as low,
+    if(n > 1, least(1, accuracy + t95 * error), null) as high
 from over_seeds
 left join student using (n)
 where kind in ('none', 'batch')
@@ -168,8 +169,8 @@ select
     step,
     measured,
     n,
-    measured - t95 * error as low,
-    measured + t95 * error as high
+    if(n > 1, greatest(0, measured - t95 * error), null) as low,
+    if(n > 1, least(1, measured + t95 * error), null) as high
 from over_seeds
 left join student using (n)
 order by kind, lr, step
@@ -217,7 +218,12 @@ over_seeds as (
     group by kind
 )
 
-select kind, measured, n, measured - t95 * error as low, measured + t95 * error as high
+select
+    kind,
+    measured,
+    n,
+    if(n > 1, greatest(0, measured - t95 * error), null) as low,
+    if(n > 1, least(1, measured + t95 * error), null) as high
 from over_seeds
 left join student using (n)
 order by kind
@@ -316,8 +322,8 @@ select
     lr,
     measured,
     n,
-    measured - t95 * error as low,
-    measured + t95 * error as high
+    if(n > 1, greatest(0, measured - t95 * error), null) as low,
+    if(n > 1, least(1, measured + t95 * error), null) as high
 from over_seeds
 left join student using (n)
 where n >= (select seeds from enough)
@@ -336,7 +342,12 @@ over_seeds as (
     group by kind
 )
 
-select kind, measured, n, measured - t95 * error as low, measured + t95 * error as high
+select
+    kind,
+    measured,
+    n,
+    if(n > 1, greatest(0, measured - t95 * error), null) as low,
+    if(n > 1, least(1, measured + t95 * error), null) as high
 from over_seeds
 left join student using (n)
 order by kind
@@ -368,7 +379,12 @@ over_seeds as (
     group by kind
 )
 
-select kind, measured, n, measured - t95 * error as low, measured + t95 * error as high
+select
+    kind,
+    measured,
+    n,
+    if(n > 1, greatest(0, measured - t95 * error), null) as low,
+    if(n > 1, least(1, measured + t95 * error), null) as high
 from over_seeds
 left join student using (n)
 order by kind
@@ -614,8 +630,8 @@ select
     layer_index,
     distance,
     n,
-    distance - t95 * error as low,
-    distance + t95 * error as high
+    if(n > 1, greatest(0, distance - t95 * error), null) as low,
+    if(n > 1, least(1, distance + t95 * error), null) as high
 from over_seeds
 left join student using (n)
 order by layer_index, kind
@@ -657,7 +673,7 @@ order by kind
 -- name: drifts
 -- One row per trial at rate 0.1, layer and reading but the first: how far the distribution of what the layer hands to the
 -- nonlinearity is from that of the reading before: mean distance of nineteen quantiles, from 5 to 95 %, which is about the
--- (first) Wasserstein distance.
+-- (first) Wasserstein distance. In units of its standard deviation, for layers of different norms have different scales.
 with
 -- one row per trial, layer, step and interval: values up to its ends
 intervals as (
@@ -683,11 +699,12 @@ moves as (
     from quantiles
 )
 
-select trial, kind, seed, layer_index, moves.step, avg(moved) as drift
+select trial, kind, seed, layer_index, moves.step, avg(moved) / sd as drift
 from moves
 join settings using (trial)
-where lr = 0.1 and moved is not null
-group by trial, kind, seed, layer_index, moves.step
+join activations using (trial, layer_index, step)
+where lr = 0.1 and moved is not null and place = 'output' and sd > 0
+group by trial, kind, seed, layer_index, moves.step, sd
 
 -- name: drift_against_standard
 -- One row per norm at rate 0.1: mean drift over the training over that without norm, geometric mean over the layers and over
@@ -1069,10 +1086,10 @@ from reaching
 where level = 0.95 and lr = 0.1
 
 -- name: while_learning
--- One row per reading at rate 0.1, over the readings of a network until it has 95 % of a mini-batch right: range of the loss and
--- change of the gradient along it, median without norm over that with batch norm; and length of covariate shift, with batch
--- norm over without, geometric mean over the layers but the second. Geometric means over seeds in which each has six readings
--- by then.
+-- One row per norm and reading at rate 0.1, over the readings of a network until it has 95 % of a mini-batch right: range of
+-- the loss and change of the gradient along it, median without norm over that with this one; length of covariate shift, with
+-- it over without, geometric mean over the layers but the second, and by how much its mean cosine is higher. Geometric means,
+-- of the cosine means, over seeds in which each has six readings by then.
 with
 -- one row per norm, seed and reading of the landscape
 landscapes as (
@@ -1086,7 +1103,7 @@ landscapes as (
 
 -- one row per norm, seed and layer
 shifts as (
-    select kind, seed, layer_index, avg(ln(least(l2, 1e30))) as l2
+    select kind, seed, layer_index, avg(ln(least(l2, 1e30))) as l2, avg(cosine) as cosine
     from covariate_shift
     join learning using (trial)
     where step <= until and l2 > 0 and layer_index > 2
@@ -1094,37 +1111,44 @@ shifts as (
     having count(*) >= 6
 ),
 
--- one row per seed and reading
+-- one row per norm, seed and reading
 by_seed as (
-    select seed, 'variation' as reading, ln(nullif(one.variation, 0) / nullif(other.variation, 0)) as ratio
+    select other.kind, seed, 'variation' as reading, ln(nullif(one.variation, 0) / nullif(other.variation, 0)) as x
     from landscapes as one
     join landscapes as other using (seed)
-    where one.kind = 'none' and other.kind = 'batch'
+    where one.kind = 'none' and other.kind <> 'none'
     union all
-    select seed, 'change' as reading, ln(nullif(one.change, 0) / nullif(other.change, 0)) as ratio
+    select other.kind, seed, 'change' as reading, ln(nullif(one.change, 0) / nullif(other.change, 0)) as x
     from landscapes as one
     join landscapes as other using (seed)
-    where one.kind = 'none' and other.kind = 'batch'
+    where one.kind = 'none' and other.kind <> 'none'
     union all
-    select seed, 'shift' as reading, avg(other.l2 - one.l2) as ratio
+    select other.kind, seed, reading, avg(if(reading = 'shift', other.l2 - one.l2, other.cosine - one.cosine)) as x
     from shifts as one
     join shifts as other using (seed, layer_index)
-    where one.kind = 'none' and other.kind = 'batch'
-    group by seed
+    cross join (values ('shift'), ('cosine')) as readings (reading)
+    where one.kind = 'none' and other.kind <> 'none'
+    group by other.kind, seed, reading
 ),
 
--- one row per reading
+-- one row per norm and reading
 over_seeds as (
-    select reading, avg(ratio) as mean, count(ratio) as n, stddev_samp(ratio) / sqrt(count(ratio)) as error
+    select kind, reading, avg(x) as mean, count(x) as n, stddev_samp(x) / sqrt(count(x)) as error
     from by_seed
-    group by reading
+    group by kind, reading
 )
 
-select reading, exp(mean) as measured, n, exp(mean - t95 * error) as low, exp(mean + t95 * error) as high
+select
+    kind,
+    reading,
+    if(reading = 'cosine', mean, exp(mean)) as measured,
+    n,
+    if(reading = 'cosine', mean - t95 * error, exp(mean - t95 * error)) as low,
+    if(reading = 'cosine', mean + t95 * error, exp(mean + t95 * error)) as high
 from over_seeds
 left join student using (n)
 where n >= (select seeds from enough)
-order by reading
+order by kind, reading
 
 -- name: beta_times_rate
 -- One row per norm and rate: median over the training of the effective beta, times half the rate: 1 where beta is 2 / rate.
@@ -1201,20 +1225,29 @@ order by kind
 -- --- Theorem 4.1 ----------------------------------------------------------------------------------------------------
 
 -- name: sides_of_the_theorem
--- One row per trial, step, unit and gradient on the right side: the left side over the right. Units without a gradient have no
--- ratio: 0 on both sides.
-select
-    trial,
-    seed,
-    gradient_bound.step,
-    layer_index,
-    unit,
-    gradient,
-    "left" / if(gradient = 'at the layer''s output', "right", plain_right) as ratio
-from gradient_bound
-join settings using (trial)
-cross join (values ('at the layer''s output'), ('without this norm')) as gradients (gradient)
-where if(gradient = 'at the layer''s output', "right", plain_right) > 0
+-- One row per trial, step, unit and gradient on the right side: the left side over the right. Infinite where only the right is
+-- 0, as of a channel that is dead once its norm is left out: the theorem does not hold there. A unit without a gradient, 0 on
+-- both sides, has no ratio.
+with
+-- one row per trial, step, unit and gradient
+sides as (
+    select
+        trial,
+        seed,
+        gradient_bound.step,
+        layer_index,
+        unit,
+        gradient,
+        "left" as l,
+        if(gradient = 'at the layer''s output', "right", plain_right) as r
+    from gradient_bound
+    join settings using (trial)
+    cross join (values ('at the layer''s output'), ('without this norm')) as gradients (gradient)
+)
+
+select trial, seed, step, layer_index, unit, gradient, if(r > 0, l / r, 'infinity'::double) as ratio
+from sides
+where r is not null and (l > 0 or r > 0)
 
 -- name: theorem_by_layer
 -- One row per layer and gradient: median and 90 % range of the ratio over units, steps, rates and seeds.
@@ -1248,7 +1281,12 @@ over_seeds as (
     group by gradient
 )
 
-select gradient, measured, n, measured - t95 * error as low, measured + t95 * error as high
+select
+    gradient,
+    measured,
+    n,
+    if(n > 1, greatest(0, measured - t95 * error), null) as low,
+    if(n > 1, least(1, measured + t95 * error), null) as high
 from over_seeds
 left join student using (n)
 where n >= (select seeds from enough)
@@ -1271,7 +1309,11 @@ over_seeds as (
     from by_seed
 )
 
-select measured, n, measured - t95 * error as low, measured + t95 * error as high
+select
+    measured,
+    n,
+    if(n > 1, greatest(0, measured - t95 * error), null) as low,
+    if(n > 1, least(1, measured + t95 * error), null) as high
 from over_seeds
 left join student using (n)
 where n >= (select seeds from enough)

@@ -10,7 +10,7 @@ import pytest
 
 from bnscale import query, report
 from bnscale.probes import TABLES, looking
-from bnscale.probes.activations import ActivationHistogram, MomentChange
+from bnscale.probes.activations import ActivationHistogram, Activations, MomentChange
 from bnscale.probes.bound import GradientBound
 from bnscale.probes.curve import BatchCurve, Curve
 from bnscale.probes.landscape import Landscape
@@ -97,7 +97,7 @@ def papers(trial):
         for step in EVERY_100
         for layer in (2, 5, 10)
     ]
-    if kind in ("none", "batch"):
+    if kind != "noise":  # other norms' landscapes are said to be as smooth as batch norm's
         tables["landscape"] = [row for step in EVERY_100 for row in landscape(kind, step)]
     return tables
 
@@ -129,6 +129,11 @@ def landscape(kind, step):
     if not none and 500 <= step <= 1000:
         beta = 15.6
     return way(step, [loss - (0.94 if none else 0.2), loss], [1.0, changes[spike]], beta)
+
+
+def test_batch_norms_accuracy_at_1000_steps_is_one_number_in_all_figures():
+    study = declared()
+    assert study.CURVE["batch"][1000] == study.AT_1K["batch"] == 0.828
 
 
 AUGMENTED = "test_accuracy_with_augmentation"
@@ -177,6 +182,61 @@ def test_the_papers_own_curves_reproduce_its_numbers_but_not_what_its_text_says_
 def test_the_papers_numbers_are_held_against_its_own_network_and_protocol_alone(sets, tmp_path):
     judged = cifar(session_with(tmp_path, planned("paper", "norm=batch,none", "lr=0.1", *sets), papers))
     assert {each.verdict for each in judged.values()} == {Verdict.NOT_ENOUGH_DATA}
+
+
+FLAGS = [
+    "data=cifar100",
+    "network=linear",
+    "depth=13",
+    "width=2",
+    "weight_init=he_normal",
+    "output_bias=zero",
+    "validation=5000",
+    "batch=64",
+    "augmentation=flip_shift",
+    "trainable=output",
+    "momentum=0.9",
+    "weight_decay=0.0005",
+    "milestones=0.5",
+    "plateau=10",
+    "warmup=0.1",
+    "precision=bf16",
+]
+OF_NORMS = [
+    "norm_batch=64",
+    "affine=gamma",
+    "affine_at=none",
+    "affine_at=every_2",
+    "norm_init=uniform",
+    "norm_decay=0.001",
+    "gamma_l1=0.001",
+    "gamma_l2=0.001",
+    "beta_l1=0.001",
+    "beta_l2=0.001",
+]
+
+
+def papers_own(folder, sets):
+    """Norms whose trainings are held against the paper's."""
+    every = planned("paper", "lr=0.1", *sets.split())
+    session = session_with(folder, every, lambda trial: {"batch_curve": batch_curve([0], [0.1])})
+    return {kind for kind, row in answer(session, "settings", "kind").items() if row["papers"]}
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_one_other_choice_and_a_training_is_not_the_papers(flag, tmp_path):
+    assert papers_own(tmp_path, f"norm=batch,none {flag}") == set()
+
+
+@pytest.mark.parametrize("flag", OF_NORMS)
+def test_one_other_choice_about_norms_and_a_training_with_norms_is_not_the_papers(flag, tmp_path):
+    assert papers_own(tmp_path, f"norm=batch {flag}") == set()
+
+
+def test_each_norm_of_the_paper_is_the_papers_also_where_another_is_trained_beside_it(tmp_path):
+    kinds = {"batch", "none", "noisy", "noise", "l1", "l2", "linf"}
+    assert papers_own(tmp_path / "own", "norm=batch,none,noisy,noise,l1,l2,linf") == kinds
+    assert papers_own(tmp_path / "placed", "norm=batch,none placement=every,last") >= {"batch", "none"}
 
 
 def test_the_beginning_of_the_papers_training_answers_for_its_beginning_alone(tmp_path):
@@ -289,33 +349,44 @@ def test_a_network_is_said_not_to_train_only_where_batch_norm_had_time_to(tmp_pa
 
 
 def test_networks_are_compared_while_they_learn_and_over_the_whole_training(tmp_path):
-    """Both vary alike until they have learned, batch norm at step 10 of 100, and a hundredth of that behind it."""
+    """All vary alike until they have learned, those with norms at step 10 of 100, and a hundredth of that behind it;
+    with the l_2 norm twice as much. The second layer, behind a single one, is another thing, and says nothing."""
 
     def rows(trial):
-        until = 10 if trial.norm is Norm.BATCH else 100
+        until = 100 if trial.norm is Norm.NONE else 10
         scale = 3.0 if trial.norm is Norm.BATCH else 1.0
+        wide = 2.0 if trial.norm is Norm.L2 else 1.0
         steps = range(101)
         size = {step: (1.0 if step <= until else 0.01) for step in steps}
         return {
             "batch_curve": learns_at(until - 2, steps),
-            "landscape": [row for s in steps for row in way(s, [0.0, size[s]], [0.0, size[s]], 1.0)],
+            "landscape": [row for s in steps for row in way(s, [0.0, wide * size[s]], [0.0, wide * size[s]], 1.0)],
             "covariate_shift": [
-                CovariateShift(s, "layers.5.conv", layer, 1.0, 1.0, scale * size[s], 0.5)
+                CovariateShift(s, "layers.5.conv", 5, 1.0, 1.0, scale * size[s], 0.5 - 0.1 * scale * size[s])
                 for s in steps
-                for layer in (2, 5)
-            ],
+            ]
+            + [CovariateShift(s, "layers.2.conv", 2, 1.0, 1.0, scale**9, scale / 4) for s in steps],
         }
 
-    session = session_with(tmp_path, laptop("norm=batch,none", "lr=0.1", "steps=100"), rows)
-    learning = answer(session, "while_learning", "reading")
+    session = session_with(tmp_path, laptop("norm=batch,none,l2", "lr=0.1", "steps=100"), rows)
+    learning = answer(session, "while_learning", "kind", "reading")
     assert {key: (row["measured"], row["n"]) for key, row in learning.items()} == {
-        "variation": (pytest.approx(1.0), 3), "change": (pytest.approx(1.0), 3), "shift": (pytest.approx(3.0), 3)
-    }  # fmt: skip
+        ("batch", "variation"): (pytest.approx(1.0), 3),
+        ("batch", "change"): (pytest.approx(1.0), 3),
+        ("batch", "shift"): (pytest.approx(3.0), 3),
+        ("batch", "cosine"): (pytest.approx(-0.2), 3),
+        ("l2", "variation"): (pytest.approx(0.5), 3),
+        ("l2", "change"): (pytest.approx(0.5), 3),
+        ("l2", "shift"): (pytest.approx(1.0), 3),
+        ("l2", "cosine"): (pytest.approx(0.0, abs=1e-12), 3),
+    }
     assert answer(session, "smoother_than_standard", "kind", "reading")["batch", "variation"][
         "measured"
     ] == pytest.approx(100)
     after = 0.01 ** (90 / 101)  # geometric mean over the training: 11 readings of 3 and 90 of 0.03
-    assert answer(session, "shift_with_batch_norm", "reading")["l2"]["measured"] == pytest.approx(3 * after)
+    shift = answer(session, "shift_with_batch_norm", "reading")
+    assert shift["l2"]["measured"] == pytest.approx(3 * after)
+    assert shift["cosine"]["measured"] == pytest.approx(0.1 - 0.1 * 3 * (11 + 90 * 0.01) / 101)
 
 
 def test_a_loss_beyond_the_float32_numbers_stands_in_the_figure_as_infinite_and_not_in_a_claim(tmp_path):
@@ -335,25 +406,109 @@ def test_a_loss_beyond_the_float32_numbers_stands_in_the_figure_as_infinite_and_
 
 
 def test_a_distribution_that_is_shifted_from_reading_to_reading_drifts_by_the_shift(tmp_path):
-    """Uniform values on an interval that moves by 1, or by a quarter behind an l_2 norm, at every reading."""
+    """Uniform values on an interval that moves by 1, or by a quarter behind an l_2 norm, at every reading. It counts in
+    deviations: what moves a quarter as far at a quarter of the scale has moved as far."""
 
-    def rows(trial):
+    def rows(trial, scale=1.0):
         by = 0.25 if trial.norm is Norm.L2 else 1.0
         return {
+            "activations": [
+                Activations(step, 3, place, 200, 0.0, scale * (2.0 if place == "output" else 9.0), 0.0, 3.0, 0.1)
+                for step in (0, 10, 20)
+                for place in ("input", "output")
+            ],
             "activation_histogram": [
                 ActivationHistogram(step, 3, "output", by * number + i / 4, by * number + (i + 1) / 4, 25, 200)
                 for number, step in enumerate((0, 10, 20))
                 for i in range(8)
-            ]
+            ],
         }
 
     session = session_with(tmp_path, laptop("norm=l2,none", "lr=0.1"), rows)
     drifts = session.sql(QUERIES["drifts"].sql).dicts()
     assert {(row["kind"], row["step"]) for row in drifts} == {(k, s) for k in ("none", "l2") for s in (10, 20)}
     for row in drifts:
-        assert row["drift"] == pytest.approx(1.0 if row["kind"] == "none" else 0.25)
+        assert row["drift"] == pytest.approx(0.5 if row["kind"] == "none" else 0.125)
     against = answer(session, "drift_against_standard", "kind")["l2"]
     assert (against["measured"], against["n"]) == (pytest.approx(0.25), 3)
+    every = laptop("norm=l2,none", "lr=0.1")
+    session = session_with(tmp_path / "scaled", every, lambda trial: rows(trial, 0.25 if trial.norm is Norm.L2 else 1))
+    assert answer(session, "drift_against_standard", "kind")["l2"]["measured"] == pytest.approx(1.0)
+
+
+def test_what_noisy_batch_norm_changes_is_held_against_the_algorithm_and_against_the_standard_network(tmp_path):
+    """Changes of a mean and a variance: 0.3 and 0.2 with noise behind batch norm, 0.03 and 0.1 without norm."""
+    moved = {Norm.NOISY: (0.3, 0.2), Norm.NONE: (0.03, 0.1), Norm.BATCH: (0.001, 0.002)}
+
+    def rows(trial):
+        return {
+            "moment_change": [
+                MomentChange(step, f"layers.{layer}.conv", layer, 8, *moved[trial.norm])
+                for step in (0, 20)
+                for layer in (2, 5)
+            ]
+        }
+
+    session = session_with(tmp_path, laptop("norm=batch,noisy,none", "lr=0.1"), rows)
+    noise = answer(session, "noise_of_the_algorithm", "moment")
+    assert {key: row["measured"] for key, row in noise.items()} == {
+        "mean": pytest.approx(0.3), "variance": pytest.approx(0.2)
+    }  # fmt: skip
+    against = answer(session, "change_against_standard", "kind", "moment")
+    assert against["noisy", "mean"]["measured"] == pytest.approx(10.0)
+    assert against["noisy", "variance"]["measured"] == pytest.approx(2.0)
+    assert against["batch", "variance"]["measured"] == pytest.approx(0.02)
+
+
+def test_a_norm_whose_outputs_are_twice_as_far_from_normal_as_behind_batch_norm_is_twice_less_normal(tmp_path):
+    """Before the first update, and at a layer's input, distances are others and say nothing."""
+
+    def rows(trial):
+        far = 0.2 if trial.norm is Norm.L1 else 0.1
+        return {
+            "activations": [
+                Activations(step, layer, place, 200, 0.0, 1.0, 0.0, 3.0, far if step and place == "output" else far**3)
+                for step in (0, 10, 20)
+                for layer in (3, 8)
+                for place in ("input", "output")
+            ]
+        }
+
+    session = session_with(tmp_path, laptop("norm=batch,l1", "lr=0.1"), rows)
+    less = answer(session, "less_normal_than_batch", "kind")
+    assert {kind: (row["measured"], row["n"]) for kind, row in less.items()} == {"l1": (pytest.approx(2.0), 3)}
+
+
+def test_the_figure_of_inputs_draws_inputs_without_their_zeros_and_that_of_outputs_draws_outputs(tmp_path):
+    """Eight values in intervals of length 1: inputs from 0 on, a quarter of them in the lowest; outputs from -2 on."""
+
+    def rows(trial):
+        return {
+            "activation_histogram": [
+                ActivationHistogram(0, 3, place, float(low), low + 1.0, count, 8)
+                for place, counts in (("input", {0: 2, 1: 6}), ("output", {-2: 3, -1: 5}))
+                for low, count in counts.items()
+            ]
+        }
+
+    session = session_with(tmp_path, laptop("norm=batch", "lr=0.1"), rows)
+    drawn = {name: session.sql(QUERIES[f"{name}_over_training"].sql).dicts() for name in ("inputs", "outputs")}
+    assert {name: {row["low"]: row["share"] for row in rows} for name, rows in drawn.items()} == {
+        "inputs": {1.0: 0.75}, "outputs": {-2.0: 0.375, -1.0: 0.625}
+    }  # fmt: skip
+
+
+def test_an_interval_of_accuracies_stays_between_none_and_all(tmp_path):
+    """Three seeds at 10, 10 and 90 %, and at 90, 100 and 100 %, whose intervals reach below 0 and above 1."""
+    best = {Norm.NOISE: (0.1, 0.1, 0.9), Norm.BATCH: (0.9, 1.0, 1.0)}
+    every = laptop("norm=batch,noise", "lr=0.1", "steps=10")
+    session = session_with(
+        tmp_path, every, lambda trial: {"batch_curve": batch_curve(range(11), [best[trial.norm][trial.seed]] * 11)}
+    )
+    rows = answer(session, "best_in_training", "kind", "lr")
+    noise, batch = rows["noise", 0.1], rows["batch", 0.1]
+    assert (noise["low"], noise["high"]) == (0, 1)  # 37 % and 115 points, as the deviation is 0.8 / sqrt(3)
+    assert (batch["low"], batch["high"]) == (pytest.approx(2.9 / 3 - T95 * 0.1 / 3), 1)
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
@@ -391,15 +546,35 @@ def test_the_theorem_holds_for_the_share_of_units_whose_left_side_is_no_larger(t
     def unit(number, left, right, plain_right):
         return GradientBound(0, 1, "layers.1.norm", number, 8, 1.0, 1.0, left, right, right, 0.0, 0.0, 1.0, plain_right)
 
-    units = [unit(0, 1.0, 1.0, 2.0), unit(1, 1.0, 1.05, 0.5), unit(2, 0.0, 0.0, 0.0), unit(3, 1.0, 1.0, None)]
+    units = [
+        unit(0, 1.0, 1.0, 2.0),
+        unit(1, 1.0, 1.05, 0.5),
+        unit(2, 0.0, 0.0, 0.0),
+        unit(3, 1.0, 1.0, None),
+        unit(4, 1.0, 1.0, 0.0),
+    ]
     session = session_with(tmp_path, laptop("norm=batch", "lr=0.1"), lambda trial: {"gradient_bound": units})
     holds = answer(session, "theorem_holds", "gradient")
-    # A unit without a gradient, and one whose network without the norm overflowed, say nothing.
+    # A unit without a gradient, and one whose network without the norm overflowed, say nothing; one that has a gradient
+    # and would have none without the norm is as far from the theorem as can be.
     assert {key: row["measured"] for key, row in holds.items()} == {
-        "at the layer's output": pytest.approx(1.0), "without this norm": pytest.approx(0.5)
+        "at the layer's output": pytest.approx(1.0), "without this norm": pytest.approx(1 / 3)
     }  # fmt: skip
+    drawn = answer(session, "theorem_by_layer", "gradient")["without this norm"]
+    assert (drawn["ratio"], drawn["p95"], drawn["units"]) == (2.0, math.inf, 9)
     (identity,) = answer(session, "theorem_is_an_identity", "n").values()
-    assert (identity["measured"], identity["n"]) == (pytest.approx(2 / 3), 3)
+    assert (identity["measured"], identity["n"]) == (pytest.approx(3 / 4), 3)
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_a_theorem_holds_for_every_unit_or_not_at_all(wrong, tmp_path):
+    units = [
+        GradientBound(0, 1, "layers.1.norm", number, 8, 1.0, 1.0, left, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0)
+        for number, left in enumerate([1.0005] * 999 + [1.0 + wrong])
+    ]
+    session = session_with(tmp_path, laptop("norm=batch", "lr=0.1"), lambda trial: {"gradient_bound": units})
+    expected = Verdict.NOT_REPRODUCED if wrong else Verdict.REPRODUCED
+    assert trends(session)["theorem_holds", "without this norm"] is expected
 
 
 # --- what looks, and how often ---------------------------------------------------------------------
@@ -422,7 +597,9 @@ def test_the_paper_preset_reads_at_the_papers_steps_and_layers_and_both_presets_
                 assert readings["curve"] == 16
             else:
                 compared = each.trial.norm in (Norm.NONE, Norm.BATCH)
-                assert readings["landscape"] == readings["covariate_shift"] == (101 if compared else 21)
+                assert readings["covariate_shift"] == (101 if compared else 21)
+                # So that each norm has six readings until it has learned.
+                assert readings["landscape"] == {Norm.NOISY: 51, Norm.NOISE: 21}.get(each.trial.norm, 101)
     layers = {
         (probe.probe.__name__, Data.DIGITS in dict(probe.fields)["data"]): getattr(probe.probe, "layers", None)
         for probe in study.probes
