@@ -757,7 +757,7 @@ study = Study(
     probes={
         batch_curve: 50 * STEP,
         at_multiples(landscape, *MULTIPLES): 50 * STEP,
-        at_layers(covariate_shift, 5, 9, 13, 17, 21): 100 * STEP,
+        at_layers(covariate_shift, 5, 9, 13, 17, 21): 200 * STEP,
         only(gradient_bound, norm=[Norm.BATCH]): 500 * STEP,
         at_layers(activations, 9, 17): 500 * STEP,
         at_layers(activation_histogram, 9, 17): 1000 * STEP,
