@@ -744,7 +744,7 @@ study = Study(
         nuisance=[{}],
         seeds=range(3),
         note=f"{DRAW} The paper shows one network of each kind; here no norm and batch norm have three seeds at its "
-        "two rates, and l_p norms and the rate 3e-7 one.",
+        "two rates, and l_p norms and the rate 3e-7 one. Landscapes are read every 50 steps, of l_p norms every 200.",
     ),
     laptop=Preset(
         fixed=FIXED | {"steps": 1000},
@@ -756,7 +756,9 @@ study = Study(
     ),
     probes={
         batch_curve: 50 * STEP,
-        at_multiples(landscape, *MULTIPLES): 50 * STEP,
+        # Figure 10 is of the first two kinds.
+        only(at_multiples(landscape, *MULTIPLES), norm=[Norm.NONE, Norm.BATCH]): 50 * STEP,
+        only(at_multiples(landscape, *MULTIPLES), norm=L_P): 200 * STEP,
         at_layers(covariate_shift, 5, 9, 13, 17, 21): 200 * STEP,
         only(gradient_bound, norm=[Norm.BATCH]): 500 * STEP,
         at_layers(activations, 9, 17): 500 * STEP,

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from bnscale.probes.along import moved
@@ -67,5 +68,6 @@ def landscape(at: Snapshot, multiples: tuple[float, ...], most: float) -> Iterat
 def length_of(parts: dict[str, Tensor]) -> float:
     """Euclidean length of all parts together, in float64; infinite where one is no number."""
     # Flattened: engines keep the same weights in different layouts, and a sum goes along them.
-    square = sum(float(part.flatten().double().square().sum()) for part in parts.values())
+    squares = [torch.dot(flat, flat) for flat in (part.flatten().double() for part in parts.values())]
+    square = float(torch.stack(squares).sum())
     return math.sqrt(square) if math.isfinite(square) else math.inf
