@@ -744,7 +744,7 @@ study = Study(
         nuisance=[{}],
         seeds=range(3),
         note=f"{DRAW} The paper shows one network of each kind; here no norm and batch norm have three seeds at its "
-        "two rates, and l_p norms one. Landscapes are read every 50 steps, of l_p norms every 200.",
+        "two rates, and l_p norms one. Landscapes are read every 100 steps, of l_p norms every 200.",
     ),
     laptop=Preset(
         fixed=FIXED | {"steps": 1000},
@@ -755,9 +755,9 @@ study = Study(
         f"trends show, not whether its numbers do. {DRAW}",
     ),
     probes={
-        batch_curve: 50 * STEP,
+        batch_curve: 100 * STEP,
         # Figure 10 is of the first two kinds.
-        only(at_multiples(landscape, *MULTIPLES), norm=[Norm.NONE, Norm.BATCH]): 50 * STEP,
+        only(at_multiples(landscape, *MULTIPLES), norm=[Norm.NONE, Norm.BATCH]): 100 * STEP,
         only(at_multiples(landscape, *MULTIPLES), norm=L_P): 200 * STEP,
         at_layers(covariate_shift, 5, 9, 13, 17, 21): 200 * STEP,
         only(gradient_bound, norm=[Norm.BATCH]): 500 * STEP,

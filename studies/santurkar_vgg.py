@@ -46,6 +46,7 @@ from bnscale.probes import (
     landscape,
     moment_change,
     only,
+    unless,
 )
 from bnscale.report import Claim, Figure, Standing
 from bnscale.report.figures import Along, PaperPoint, Scale, Series, bars, curves, histograms, panels, ridges
@@ -1008,6 +1009,7 @@ WITH_NOISE = (Norm.NOISY,)
 SLOWEST = (Norm.NOISE,)
 QUICK = tuple(each for each in Norm if each not in (*WITH_NOISE, *SLOWEST))
 ALONG = at_multiples(landscape, 0.5, 1, 2, 4, most=0.4)
+COMPARED_AT = 0.1  # learning rate
 
 
 def probes(
@@ -1022,15 +1024,17 @@ def probes(
     seldom: int,
     theorem: int,
 ) -> dict[Probe, Cadence]:
-    """Cadences in steps, for trials on these data; `along` for the landscape of each norm and `turned` for its
-    covariate shift."""
+    """Cadences in steps, for trials on these data; at the rate that the paper compares norms at `along` for the
+    landscape of each norm and `turned` for its covariate shift, and `others` at every other rate."""
+    along_and_turned = ((ALONG, along), (at_layers(covariate_shift, *shifted), turned))
     return {
         only(curve, data=data): seldom * STEP,
         **{
-            only(probe, data=data, norm=norms): steps * STEP
-            for probe, cadences in ((ALONG, along), (at_layers(covariate_shift, *shifted), turned))
+            only(probe, data=data, norm=norms, lr=[COMPARED_AT]): steps * STEP
+            for probe, cadences in along_and_turned
             for norms, steps in cadences.items()
         },
+        **{unless(only(probe, data=data), lr=[COMPARED_AT]): others * STEP for probe, _ in along_and_turned},
         only(at_layers(moment_change, *noisy), data=data): others * STEP,
         only(at_layers(activation_histogram, *seen), data=data): often * STEP,
         only(at_layers(activations, *seen), data=data): often * STEP,

@@ -59,9 +59,11 @@ def searched(
     largest: Callable[[Trial], int] = known,
     begun: Callable[[Trial], bool] = lambda trial: True,
 ) -> Asked:
-    """The study, of two seeds, over a store in which every search that has begun is at its end."""
-    seeds = [] if any(each.startswith("seed=") for each in sets) else ["seed=0,1"]
-    asked = Asked.of(study(), FOLDER / "bjorck_depth.py", "laptop", [*sets, *seeds], folder, folder)
+    """The study, of two seeds and three initialisations, over a store in which each begun search is at its end."""
+    named = {each.partition("=")[0] for each in sets}
+    own = ["seed=0,1", "weight_init=glorot_normal,he_normal,orthogonal"]
+    sets = (*sets, *(each for each in own if each.partition("=")[0] not in named))
+    asked = Asked.of(study(), FOLDER / "bjorck_depth.py", "laptop", sets, folder, folder)
     store = Store(folder)
     for search in asked.searches:
         if not begun(search.ladder[0].trial):

@@ -44,6 +44,7 @@ from bnscale.probes import (
     looking,
     moment_change,
     only,
+    unless,
 )
 from bnscale.probes.activations import from_normal
 from bnscale.probes.bound import sides
@@ -520,6 +521,19 @@ def test_a_probe_of_some_trials_leaves_the_others_alone_and_is_not_asked_of_them
     both = only(bound, lr=[0.5])
     assert looking({both: START}, trial(lr=0.5)) == {both: START}
     assert looking({both: START}, trial(lr=0.5, norm=Norm.NONE)) == {}
+
+
+def test_what_one_probe_leaves_alone_the_other_looks_at():
+    often, seldom = only(landscape, norm=[Norm.BATCH], lr=[0.1]), unless(landscape, norm=[Norm.BATCH], lr=[0.1])
+    among = only(seldom, norm=[Norm.BATCH])
+    for norm in (Norm.BATCH, Norm.NONE):
+        for lr in (0.1, 0.5):
+            of = trial(norm=norm, lr=lr)
+            (one,) = looking({often: STEP, seldom: END}, of)
+            assert (one == often) == (norm is Norm.BATCH and lr == 0.1)
+            assert among.looks(of) == (norm is Norm.BATCH and lr == 0.5)
+    with pytest.raises(Refusal, match="lrs: no such field; did you mean lr"):
+        unless(landscape, lrs=[0.1])
 
 
 def test_two_probes_of_one_table_may_not_look_at_one_trial():

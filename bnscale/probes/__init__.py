@@ -49,7 +49,7 @@ from bnscale.probes.gradient import (
 )
 from bnscale.probes.landscape import Landscape, landscape
 from bnscale.probes.moments import ChannelMoments, channel_moments
-from bnscale.probes.probe import Probe, at_layers, at_multiples, check, demand, described, looking, only
+from bnscale.probes.probe import Probe, at_layers, at_multiples, check, demand, described, looking, only, unless
 from bnscale.probes.shift import CovariateShift, covariate_shift
 from bnscale.probes.snapshot import Row, Snapshot
 from bnscale.probes.sparsity import Sparsity, sparsity
@@ -125,4 +125,5 @@ __all__ = [
     "sparsity",
     "spectrum",
     "spectrum_histogram",
+    "unless",
 ]

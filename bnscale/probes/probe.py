@@ -6,7 +6,7 @@ refused before anything starts, and what it costs, so that a forecast knows.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol, TypeVar
@@ -158,9 +158,8 @@ class Only:
     """A probe that looks at some trials of a study and leaves the others alone."""
 
     probe: Probe
-    fields: tuple[
-        tuple[str, tuple[Any, ...]], ...
-    ]  # of a trial that it looks at: field, and the values that it may have
+    fields: tuple[tuple[str, tuple[Any, ...]], ...]  # of a trial: field, and the values that it may have
+    these: bool = True  # it looks at the trials with all these values; else at all the others
 
     @property
     def __name__(self) -> str:
@@ -175,7 +174,7 @@ class Only:
 
     def looks(self, trial: Trial) -> bool:
         inner = not isinstance(self.probe, Only) or self.probe.looks(trial)
-        return inner and all(getattr(trial, field) in values for field, values in self.fields)
+        return inner and self.these == all(getattr(trial, field) in values for field, values in self.fields)
 
     def __str__(self) -> str:
         return str(self.probe) if isinstance(self.probe, AtLayers | AtMultiples | Only) else ""
@@ -184,6 +183,15 @@ class Only:
 def only(probe: Probe, **fields: Iterable[Any]) -> Only:
     """`only(gradient_bound, norm=[Norm.BATCH])` looks at the trials with batch norm. Raises `Refusal` for a field that
     trials do not have, and for a value that it cannot have."""
+    return Only(probe, _fields(probe, fields))
+
+
+def unless(probe: Probe, **fields: Iterable[Any]) -> Only:
+    """`unless(landscape, lr=[0.1])` looks at the trials that `only(landscape, lr=[0.1])` leaves alone; raises as it."""
+    return Only(probe, _fields(probe, fields), these=False)
+
+
+def _fields(probe: Probe, fields: Mapping[str, Iterable[Any]]) -> tuple[tuple[str, tuple[Any, ...]], ...]:
     some: list[tuple[str, tuple[Any, ...]]] = []
     for field, values in fields.items():
         said = f"probe {probe.__name__}: {field}"
@@ -199,7 +207,7 @@ def only(probe: Probe, **fields: Iterable[Any]) -> Only:
                     members = [str(member) for member in kind]
                     raise Refusal(f"{said} {value}: must be one of {', '.join(members)}{near(str(value), members)}")
         some.append((field, values))
-    return Only(probe, tuple(some))
+    return tuple(some)
 
 
 def looking(probes: dict[Probe, Cadence], trial: Trial) -> dict[Probe, Cadence]:
