@@ -98,6 +98,7 @@ last as (
         and curve.step = trials.step
         and isfinite(accuracy)
     group by trial
+    having train is not null and test is not null
 )
 
 select
