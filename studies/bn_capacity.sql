@@ -139,7 +139,8 @@ where
 
 -- name: gap_by_depth
 -- One row per data set, depth and what trains: the plain networks' accuracies and gap, with its 95 % interval over
--- seeds. `image_error` is what so few images leave uncertain of the gap, one standard error: all seeds share the images.
+-- seeds; `points`, `low` and `high` in percentage points. `image_error` is what so few images leave uncertain of the gap,
+-- one standard error: all seeds share the images.
 with
 -- one row per data set, depth and what trains
 over_seeds as (
@@ -168,8 +169,9 @@ select
     test,
     gap,
     error,
-    gap - t95 * error as low,
-    gap + t95 * error as high,
+    100 * gap as points,
+    100 * (gap - t95 * error) as low,
+    100 * (gap + t95 * error) as high,
     sqrt(train * (1 - train) / train_images + test * (1 - test) / test_images) as image_error
 from over_seeds
 left join student using (n)
@@ -283,13 +285,14 @@ left join student using (n)
 order by data_title, change != 'plain', penalty is null, penalty, strength, change
 
 -- name: gap_by_change
--- One row per data set and change of batch norm: the gap of BN only, means over depths.
-select data_title, change, n, gap, gap_low as low, gap_high as high
+-- One row per data set and change of batch norm: the gap of BN only, means over depths, in percentage points.
+select data_title, change, n, 100 * gap as points, 100 * gap_low as low, 100 * gap_high as high
 from changes
 
 -- name: test_by_change
--- One row per data set and change of batch norm, the plain one left out: what it adds to BN-only test accuracy.
-select data_title, change, n, test_gain, test_gain_low as low, test_gain_high as high
+-- One row per data set and change of batch norm, the plain one left out: what it adds to BN-only test accuracy, in
+-- percentage points.
+select data_title, change, n, 100 * test_gain as points, 100 * test_gain_low as low, 100 * test_gain_high as high
 from changes
 where change != 'plain'
 

@@ -117,7 +117,8 @@ def test_the_gap_is_training_less_test_accuracy_of_one_network_at_its_last_step(
     (row,) = ask(session_of(tmp_path, every, reached), "gap_by_depth")
     assert (row["n"], row["depth"], row["kind"]) == (3, 8, "bn")
     assert row["gap"] == pytest.approx(0.11)
-    assert row["high"] - row["gap"] == pytest.approx(T95 * 0.01 / math.sqrt(3))
+    assert row["points"] == pytest.approx(11)
+    assert row["high"] - row["points"] == pytest.approx(100 * T95 * 0.01 / math.sqrt(3))
     assert row["image_error"] == pytest.approx(math.sqrt((0.91 * 0.09 + 0.8 * 0.2) / 360))
 
 
