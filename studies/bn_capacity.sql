@@ -50,7 +50,7 @@ named as (
             ', ',
             if(norm_init != 'uniform' and not (affine = 'beta' and norm_init = 'ones'), 'start ' || norm_init, null),
             case affine when 'gamma' then 'no beta' when 'beta' then 'no gamma' end,
-            if(affine_at != 'every', 'gamma, beta ' || affine_at, null),
+            if(affine_at != 'every', 'affine at ' || affine_at, null),
             if(trainable in ('gamma', 'beta'), 'only ' || trainable || ' trains', null),
             nullif(if((select count(distinct others) from planned) > 1, others, ''), '')
         ) as other_change,
@@ -214,8 +214,8 @@ left join student using (n)
 order by data_title, depth, line, share
 
 -- name: changes_by_seed
--- One row per data set, change of batch norm and seed, the plain network among them: BN-only accuracies and gap less
--- those of the plain network of the same seed, means over the depths that both have.
+-- One row per data set, change of batch norm and seed, the plain network among them: BN-only accuracies and gap, and
+-- these less those of the plain network of the same seed, means over the depths at which batch norm is changed.
 select
     changed.data_title,
     changed.change,
@@ -235,6 +235,9 @@ where
     changed.kind = 'bn'
     and plain.kind = 'bn'
     and plain.change = 'plain'
+    and (changed.data_title, changed.depth) in (
+        select (data_title, depth) from compared where kind = 'bn' and change != 'plain'
+    )
 group by changed.data_title, changed.change, changed.seed
 
 -- name: changes

@@ -19,7 +19,7 @@ from bnscale.report import Verdict
 from bnscale.store import Store
 from bnscale.study.plan import plan, relate, settings
 from bnscale.train import Job, run
-from bnscale.trial import Data, Outcome, Pixels, Trainable
+from bnscale.trial import Affine, Data, Outcome, Pixels, Trainable
 
 FOLDER = Path(__file__).parents[1] / "studies"
 NOWHERE = Path("/nonexistent")
@@ -84,7 +84,7 @@ def verdicts(session):
 
 def test_the_paper_preset_is_the_protocol_of_the_report_on_its_data_and_depths():
     every = [each.trial for each in planned("paper")]
-    assert len(every) == 1863
+    assert len(every) == 1782
     assert {t.data for t in every} == {Data.MNIST, Data.CIFAR10, Data.CIFAR100}
     assert {t.depth for t in every} == {50, 152, 200}
     protocol = {
@@ -102,7 +102,7 @@ def test_a_data_set_can_be_asked_for_alone_or_in_place_of_another():
     for data in ("cifar100", "fashion_mnist"):
         every = planned("paper", f"data={data}", "depth=50")
         assert {str(each.trial.data) for each in every} == {data}
-        assert len(every) == 1863 / 9
+        assert len(every) == 1782 / 9
 
 
 # --- the gap --------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def test_what_a_change_adds_is_taken_seed_by_seed_and_every_change_has_its_name(
     assert set(rows) == {
         "plain", "gamma_l1 0.001", "gamma_l2 0.001", "beta_l1 0.001", "beta_l2 0.001",
         "start ones", "start ones_ones", "start symmetric", "start normal",
-        "gamma, beta every_2", "gamma, beta stage_ends", "no beta", "no gamma", "only gamma trains", "only beta trains",
+        "affine at every_2", "affine at stage_ends", "no gamma", "only gamma trains", "only beta trains",
     }  # fmt: skip
     changed = rows["gamma_l1 0.001"]
     assert changed["test_gain"] == pytest.approx(0.021)
@@ -199,6 +199,29 @@ def test_a_penaltys_strength_and_the_best_change_are_chosen_on_held_out_images_a
     assert (row["strength"], row["measured"]) == (0.001, pytest.approx(0.1))
     (best,) = ask(session, "best_change")
     assert (best["change"], best["measured"]) == ("gamma_l1 0.001", pytest.approx(-0.1))
+
+
+def test_where_beta_starts_at_zero_gamma_trained_alone_is_the_network_without_beta():
+    (trial,) = (each.trial for each in planned("laptop", "depth=8", "label_noise=0", "trainable=bn", "seed=0"))
+    answers = []
+    for change in ({"trainable": Trainable.GAMMA}, {"affine": Affine.GAMMA}):
+        changed = type(trial)(**(trial.model_dump() | change))
+        engine, data = LocalEngine(build(changed), changed, Gang(), None), Resident(changed, NOWHERE, CPU)
+        for step in range(3):
+            engine.backward(engine(*data.batch(step)))
+            engine.step(trial.rate(step))
+        answers.append(engine.module(data.batch(3)[0]))
+    assert torch.equal(*answers)
+
+
+def test_a_change_is_held_against_the_plain_network_at_its_own_depths(tmp_path):
+    every = planned("laptop")
+
+    def reached(trial):
+        return {"train": 0.9, "test": 0.9 - trial.depth / 100} if not trial.label_noise else None
+
+    for row in ask(session_of(tmp_path, every, reached), "gap_by_change"):
+        assert row["points"] == pytest.approx(14), row["change"]
 
 
 # --- random labels --------------------------------------------------------------------------------
