@@ -324,9 +324,7 @@ FIGURES = [
         ),
         source="Interim report, section 6",
     ),
-    memorised(
-        "Labels memorised over depth", "memorised_by_depth", "depth", "layers", Scale.LINEAR, NOISE_STYLES
-    ),
+    memorised("Labels memorised over depth", "memorised_by_depth", "depth", "layers", Scale.LINEAR, NOISE_STYLES),
     memorised(
         "Labels memorised over trained parameters",
         "memorised_by_parameters",
