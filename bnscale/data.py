@@ -100,14 +100,16 @@ class Resident:
     """The images of one trial on one device: `batch` trains, `batches` are what probes read.
 
     The validation images are the same for every trial of a data set, whatever its seed, so that
-    nuisance axes are chosen on one set of images that no trial trains on.
+    nuisance axes are chosen on one set of images that no trial trains on. With label noise the labels of all training
+    images are as in `noisy`, whoever reads them; test images have their own.
     """
 
     def __init__(self, trial: Trial, folder: Path, device: torch.device) -> None:
         _same_pixels(trial, folder)
         self.trial = trial
         self.device = device
-        self._loaded = _load(trial.data, folder, device, _dimensions(trial))
+        loaded = _load(trial.data, folder, device, _dimensions(trial))
+        self._loaded = loaded._replace(train=noisy(loaded.train, trial))
         train, test = self._loaded.train, self._loaded.test
         order = torch.randperm(len(train.labels_N), generator=_draws(0, f"validation/{trial.data}")).to(device)
         held, kept = order[: trial.validation], order[trial.validation :]
@@ -174,6 +176,24 @@ class _Plan(NamedTuple):
     order_N: Tensor
     flip_N: Tensor | None
     shift_N2: Tensor | None
+
+
+def noisy(train: Split, trial: Trial) -> Split:
+    """The training images with `label_noise`: each label is drawn anew with that probability, uniformly over all
+    classes, so that by chance some stay as they were (Zhang et al. 2017, arXiv:1611.03530, section 2.2).
+
+    The share of labels drawn anew is near the probability and not exactly it. Held-out images are among them: a
+    practitioner does not know which labels are wrong. Of one seed, the labels drawn anew at a lower probability are
+    among those at a higher one, with the same new labels. Drawn on the CPU, so that every device and worker has the
+    same.
+    """
+    if not trial.label_noise:
+        return train
+    count = len(train.labels_N)
+    anew_N = torch.rand(count, generator=_draws(trial.seed, "label_noise/which")) < trial.label_noise
+    drawn_N = torch.randint(trial.facts.classes, (count,), generator=_draws(trial.seed, "label_noise/labels"))
+    device = train.labels_N.device
+    return train._replace(labels_N=torch.where(anew_N.to(device), drawn_N.to(device), train.labels_N))
 
 
 def shifted(images_NCHW: Tensor, shift_N2: Tensor) -> Tensor:

@@ -90,6 +90,8 @@ def _network_rules(trial: "Trial") -> Iterable[str]:
             yield f"augmentation {trial.augmentation}: {trial.data} has no images; try {Augmentation.NONE}"
         if trial.pixels is not Pixels.ORIGINAL:
             yield f"pixels {trial.pixels}: {trial.data} has no images; try {Pixels.ORIGINAL}"
+        if trial.label_noise:
+            yield f"label_noise {trial.label_noise}: {trial.data} has targets and no labels; try 0"
     if not family.legal(trial.depth):
         yield f"depth {trial.depth}: {family.rule}; try {_either(family.near(trial.depth))}"
     if family.widths and trial.width not in family.widths:

@@ -86,6 +86,7 @@ class Trial(BaseModel):
     pixels: Pixels
     validation: int = Field(ge=0)  # training images held out to choose nuisance axes
     augmentation: Augmentation
+    label_noise: Annotated[float, Field(ge=0, le=1), Before(0.0)]  # probability that a training label is drawn anew
 
     network: Network
     depth: int  # layers with weights on the longest path, shortcuts not counted; of a VGG, two less

@@ -17,6 +17,7 @@ select
     || if(weight_init = 'glorot_normal', '', ', ' || replace(weight_init, '_', ' ')) as setting,
     setting in ('no norm', 'batch norm') as compared,
     data = 'cifar10'
+    and label_noise = 0
     and network = 'resnet'
     and depth = 110
     and width = 1

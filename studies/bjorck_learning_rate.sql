@@ -541,6 +541,7 @@ from trained
 join trials using (trial)
 where
     data = 'cifar10'
+    and label_noise = 0
     and augmentation = 'flip_shift'
     and validation <= 5000
     and network = 'resnet'

@@ -321,6 +321,7 @@ over_seeds as (
         width = 1
         and (network, norm, placement) = ('resnet', 'batch', 'every')
         and data = 'cifar10'
+        and label_noise = 0
         and epochs >= 160
         and batch = 128
         and norm_init = 'uniform'
@@ -348,6 +349,7 @@ by_trial as (
     where
         gamma.step = trials.step
         and data = 'cifar10'
+        and label_noise = 0
         and epochs >= 160
         and trainable = 'bn'
         and width = 1

@@ -33,6 +33,9 @@ BATCH_NORM = {
     "renorm_d_end": None,
 }
 
+# The labels as they were published.
+TRUE_LABELS = {"label_noise": 0.0}
+
 # gamma and beta decay as the weights do, and nothing else holds them back.
 NO_PENALTIES = {
     "decay_on": DecayOn.ALL,
@@ -52,6 +55,7 @@ NO_PENALTIES = {
 # `--set validation=0 --set lr=0.1`.
 FRANKLE_CIFAR = (
     BATCH_NORM
+    | TRUE_LABELS
     | NO_PENALTIES
     | {
         "data": Data.CIFAR10,
@@ -82,6 +86,7 @@ FRANKLE_CIFAR = (
 # is not written anywhere: `norm_batch` assumes the whole batch.
 FRANKLE_IMAGENET = (
     BATCH_NORM
+    | TRUE_LABELS
     | NO_PENALTIES
     | {
         "network": Network.IMAGENET_RESNET,

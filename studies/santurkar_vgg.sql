@@ -17,6 +17,7 @@ select
     kind || ' ' || format('{:g}', lr) as line,
     outcome,
     data = 'cifar10'
+    and label_noise = 0
     and network = 'vgg'
     and depth = 16
     and width = 4

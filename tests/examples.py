@@ -24,6 +24,7 @@ FIELDS: dict[str, Any] = {
     "pixels": Pixels.ORIGINAL,
     "validation": 100,
     "augmentation": Augmentation.FLIP_SHIFT,
+    "label_noise": 0.0,
     "network": Network.RESNET,
     "depth": 8,
     "width": 1,

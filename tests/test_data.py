@@ -365,6 +365,89 @@ def test_the_real_cifar10_is_whole_and_balanced():
     torch.testing.assert_close(means, torch.tensor([0.4914, 0.4822, 0.4465]), atol=2e-3, rtol=0)
 
 
+# --- label noise ----------------------------------------------------------------------------------
+
+
+def labels_of(trial):
+    """By part: all labels of a part as whoever reads it gets them."""
+    resident = Resident(trial, NOWHERE, CPU)
+    read = {part: torch.cat([labels for _, labels in resident.batches(part, 77)]) for part in resident.parts}
+    return resident, resident._loaded.train.labels_N, read
+
+
+def test_noisy_labels_are_a_function_of_the_seed_and_of_nothing_else():
+    noisy = digits(label_noise=0.5)
+    expected = labels_of(noisy)[1]
+    for other in ({"validation": 0}, {"norm_batch": 8}, {"steps": 99}, {"trainable": Trainable.ALL}, {"depth": 14}):
+        assert torch.equal(labels_of(digits(label_noise=0.5, **other))[1], expected), other
+    assert not torch.equal(labels_of(digits(label_noise=0.5, seed=1))[1], expected)
+
+
+def test_a_label_is_drawn_anew_with_the_probability_asked_for_and_uniformly_over_all_classes():
+    true_N = labels_of(digits())[1]
+    for noise in (0.2, 0.5, 1.0):
+        noisy_N = labels_of(digits(label_noise=noise))[1]
+        wrong = float((noisy_N != true_N).double().mean())  # of 1,437 images: nine tenths of those drawn anew
+        assert wrong == pytest.approx(0.9 * noise, abs=4 * (0.25 / 1437) ** 0.5)
+    counts = torch.bincount(noisy_N, minlength=10)
+    assert float((counts - 143.7).square().sum() / 143.7) < 33.7  # chi-squared, 9 degrees of freedom: 1 in 10,000
+    together = torch.zeros(10, 10).index_put_((true_N, noisy_N), torch.ones(1437), accumulate=True)
+    assert float((together - 14.4).square().sum() / 14.4) < 157  # whatever a label was: 90 degrees, 1 in 50,000
+
+
+def test_labels_that_are_wrong_stay_so_as_noise_grows():
+    fewer, more = (labels_of(digits(label_noise=noise))[1] for noise in (0.3, 0.6))
+    true_N = labels_of(digits())[1]
+    changed = fewer != true_N
+    assert torch.equal(fewer[changed], more[changed])
+    assert int((more != true_N).sum()) > int(changed.sum())
+
+
+def test_test_images_keep_their_labels_and_held_out_ones_do_not():
+    _, _, clean = labels_of(digits())
+    resident, _, noisy = labels_of(digits(label_noise=1.0))
+    assert torch.equal(clean["test"], noisy["test"])
+    for part in ("train", "validation"):
+        assert float((clean[part] == noisy[part]).double().mean()) == pytest.approx(0.1, abs=0.08)
+    images, labels = next(resident.batches("validation", 100))
+    plain = next(Resident(digits(), NOWHERE, CPU).batches("validation", 100))
+    assert torch.equal(images, plain[0])
+    assert not torch.equal(labels, plain[1])
+
+
+def test_what_is_trained_on_are_the_labels_that_the_curve_counts():
+    trial = digits(label_noise=1.0, augmentation=Augmentation.NONE)
+    resident = Resident(trial, NOWHERE, CPU)
+
+    def known(batches):
+        pairs = [pair for images, labels in batches for pair in zip(images, labels, strict=True)]
+        return {(tuple(image.flatten().tolist()), int(label)) for image, label in pairs}
+
+    # Five epochs: each leaves out the 9 of 1,337 images that fill no batch, other ones each time.
+    shown = known(resident.batch(step) for step in range(5 * trial.steps_per_epoch))
+    assert known(resident.batches("train", 50)) <= shown
+
+
+def test_each_worker_of_a_gang_draws_the_same_noisy_labels():
+    trial = digits(label_noise=0.7)
+    whole = Resident(trial, NOWHERE, CPU).batch(3)[1]
+    workers = [Resident(trial, NOWHERE, CPU) for _ in range(2)]
+    halves = [each.batch(3, slice(8 * rank, 8 * rank + 8))[1] for rank, each in enumerate(workers)]
+    assert torch.equal(whole, torch.cat(halves))
+    assert not torch.equal(whole, Resident(digits(), NOWHERE, CPU).batch(3)[1])
+
+
+def test_the_noise_of_one_trial_is_not_the_next_ones():
+    stored = data._load(Data.DIGITS, NOWHERE, CPU, 0).train.labels_N.clone()
+    assert not torch.equal(labels_of(digits(label_noise=1.0))[1], stored)
+    assert torch.equal(labels_of(digits())[1], stored)
+
+
+def test_a_regression_has_no_labels_to_draw_anew():
+    with pytest.raises(Refusal, match=r"^label_noise 0.5: linear_teacher has targets and no labels; try 0"):
+        teacher(label_noise=0.5)
+
+
 # --- the linear teacher ---------------------------------------------------------------------------
 
 

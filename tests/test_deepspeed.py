@@ -289,6 +289,16 @@ def test_a_gradient_that_is_not_finite_is_applied_and_not_passed_over(two, zero)
         assert state["output.weight"].isnan().all()
 
 
+def labels(rank: int, of: Trial) -> Tensor:
+    return Resident(of, folder, torch.device("cpu")).batch(0, slice(rank * BATCH // 2, (rank + 1) * BATCH // 2))[1]
+
+
+def test_two_processes_learn_the_noisy_labels_of_one(two):
+    of = trial(label_noise=0.5)
+    alone = Resident(of, Path("/nonexistent"), torch.device("cpu")).batch(0)[1]
+    assert torch.equal(torch.cat(two(labels, of)), alone)
+
+
 def types(rank: int, of: Trial) -> dict[str, Any]:
     engine = engine_for(of, 0)
     seen = set()

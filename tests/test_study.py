@@ -130,6 +130,25 @@ def test_a_cell_that_names_its_seed_is_trained_for_that_one_alone_until_seeds_ar
     ]  # fmt: skip
 
 
+def test_a_cell_that_names_a_nuisance_axis_is_trained_at_its_own_value_and_chooses_none(tmp_path):
+    whole = preset(
+        scientific=grid(depth=[8]) + grid(depth=[8, 14], label_noise=[1.0], lr=[0.3]) + grid(depth=[8], lr=[0.1]),
+        fixed=FIXED | {"trainable": Trainable.ALL},
+        seeds=[0],
+    )
+    planned = plan(whole, original)
+    assert [(each.cell, each.nuisance) for each in planned] == [
+        ("depth=8 label_noise=0.0", "lr=0.1"),
+        ("depth=8 label_noise=0.0", "lr=0.3"),
+        ("depth=8 label_noise=1.0", "lr=0.3"),
+        ("depth=14 label_noise=1.0", "lr=0.3"),
+    ]
+    assert whole.axes == ["depth", "label_noise"]
+    assert whole.combinations == len(planned) + 1  # one of them twice: with a rate of its own, and with both
+    asked = plan(whole.setting("lr", [0.05]), original)
+    assert {(each.trial.lr, each.trial.label_noise) for each in asked} == {(0.05, 0.0), (0.05, 1.0)}
+
+
 def test_a_new_value_gets_the_cells_that_all_others_have_whatever_their_seeds():
     both = grid(depth=[8, 14], lr=[0.1, 0.3])
     uneven = preset(

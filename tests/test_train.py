@@ -315,6 +315,7 @@ KNOBS: list[dict[str, Any]] = [
     {"validation": 200},
     {"augmentation": Augmentation.NONE},
     {"augmentation": Augmentation.SHIFT},
+    {"label_noise": 0.5},
     {"depth": 14},
     {"width": 2},
     {"norm_init": NormInit.ONES},

@@ -161,7 +161,7 @@ def test_the_identity_is_a_function_of_every_field(draw):
         "norm": Norm.LAYER, "placement": Placement.EVERY_2, "affine": Affine.GAMMA, "affine_at": Placement.BRANCH,
         "weight_init": WeightInit.BINARY, "output_bias": OutputBias.EVEN, "network": Network.VGG_RESIDUAL,
         "plateau": 3, "decay_on": DecayOn.WEIGHTS, "norm_decay": 0.0, "gamma_l1": 0.1, "gamma_l2": 0.1, "beta_l1": 0.1,
-        "beta_l2": 0.1,
+        "beta_l2": 0.1, "label_noise": 0.5,
     }  # fmt: skip
     name = draw.draw(st.sampled_from(sorted(other)))
     changes = {name: other[name]} | ({"norm_batch": 8} if name == "batch" else {})
@@ -224,6 +224,7 @@ def test_trials_of_code_that_knew_fewer_fields_keep_their_ids():
     assert digits().id == "resnet8-bn-lr0.1-s0-63507416"
     assert digits(seed=2, lr=0.3).id == "resnet8-bn-lr0.3-s2-3bd23900"
     later = {"norm", "placement", "affine", "affine_at", "weight_init", "output_bias", "groups", "plateau", "decay_on"}
+    later |= {"label_noise"}
     assert not later & json.loads(digits().canonical()).keys()
 
 

@@ -20,7 +20,7 @@ class Curve:
     split: str  # train, validation or test; train: as many training images as there are test images, unaugmented
     images: int
     loss: float  # mean cross-entropy in nats; of a regression, half the squared error, mean over vectors
-    accuracy: float | None  # share of images, in [0, 1]; null for a regression
+    accuracy: float | None  # share of images, in [0, 1], by the labels trained on, if noisy; null for a regression
     top5: float | None  # share of images whose label is among the five largest logits
 
 

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ class Same:
 class Preset:
     """One size of a study. `scientific` axes are the question, `nuisance` axes are tuned away on held-out images.
 
-    A cell of `scientific` that names a `seed` is trained for that one of the preset's alone.
+    A cell of `scientific` that names a `seed` is trained for that one of the preset's alone, and one that names a
+    nuisance axis at its own value of it: there nothing is chosen, as where labels are random and no image can say.
     With a `search`, each cell and seed is trained at the values of one more axis, of which a bisection needs a few.
     """
 
@@ -96,25 +98,35 @@ class Preset:
         if axis in self.axes:
             return replace(self, scientific=_set_axis([c for c in self.scientific if axis in c], axis, values))
         if axis in self.nuisances:
-            return replace(self, nuisance=_set_axis([c for c in self.nuisance if axis in c], axis, values))
+            free = [{name: value for name, value in cell.items() if name != axis} for cell in self.scientific]
+            tuned = _set_axis([c for c in self.nuisance if axis in c], axis, values)
+            return replace(self, scientific=free, nuisance=tuned)
         if len(values) == 1:
             return replace(self, fixed=self.fixed | {axis: values[0]})
         return replace(self, scientific=[cell | {axis: value} for cell in self.scientific for value in values])
 
     @property
     def axes(self) -> list[str]:
-        """Names of the scientific axes; seeds are repeats and no axis."""
-        return list(dict.fromkeys(name for cell in self.scientific for name in cell if name != "seed"))
+        """Names of the scientific axes; seeds are repeats and no axis, nor is a nuisance axis that some cells fix."""
+        others = {"seed", *self.nuisances}
+        return list(dict.fromkeys(name for cell in self.scientific for name in cell if name not in others))
 
     @property
     def combinations(self) -> int:
         """Of cells, seeds and values of the other axes, before those that are one training are found."""
-        seeds = sum(len(self.seeds) if "seed" not in cell else cell["seed"] in self.seeds for cell in self.scientific)
-        return seeds * len(self.nuisance) * len(self.searched)
+        repeats = [len(self.seeds) if "seed" not in cell else cell["seed"] in self.seeds for cell in self.scientific]
+        tuned = [len(self.tuned(cell)) for cell in self.scientific]
+        return sum(map(mul, repeats, tuned)) * len(self.searched)
 
     @property
     def nuisances(self) -> list[str]:
         return list(dict.fromkeys(name for cell in self.nuisance for name in cell))
+
+    def tuned(self, cell: dict[str, Any]) -> list[dict[str, Any]]:
+        """The values of the nuisance axes at which a cell is trained, each once."""
+        own = {name: cell[name] for name in self.nuisances if name in cell}
+        values = [each | own for each in self.nuisance]
+        return [each for place, each in enumerate(values) if each not in values[:place]]
 
     @property
     def searched(self) -> list[dict[str, Any]]:

@@ -39,7 +39,8 @@ def plan(preset: Preset, pixels: Callable[[Data], Pixels]) -> list[Planned]:
     axes, nuisances = preset.axes, preset.nuisances
     planned: dict[str, Planned] = {}
     known = lru_cache(pixels)
-    for cell, nuisance, seed, place in itertools.product(preset.scientific, preset.nuisance, preset.seeds, searched):
+    tuned = [(cell, nuisance) for cell in preset.scientific for nuisance in preset.tuned(cell)]
+    for (cell, nuisance), seed, place in itertools.product(tuned, preset.seeds, searched):
         if cell.get("seed", seed) != seed:
             continue
         values = preset.fixed | cell | nuisance | {"seed": seed} | place
