@@ -148,7 +148,7 @@ def test_a_seed_that_lacks_a_rate_is_left_out_and_a_setting_is_not_a_seed(tmp_pa
         tmp_path / "a", every, lambda t: () if (t.seed, t.lr) == (1, 0.1) else done(0.8, held_out=0.6 - t.lr)
     )
     assert answer(session, "accuracy_over_depth", "kind")["every"]["n"] == 2
-    session = session_with(tmp_path / "b", planned("laptop", "depth=50", "weight_decay=0,0.0001"), lambda t: done(0.8))
+    session = session_with(tmp_path / "b", planned("laptop", "depth=14", "weight_decay=0,0.0001"), lambda t: done(0.8))
     assert answer(session, "accuracy_over_depth", "kind") == {}
 
 
@@ -241,7 +241,7 @@ TAKES = {"train": 3.0, "evaluation": 1.0, "folded": 0.8}
 
 
 def takes(trial, mode):
-    """A tenth of the time of half the norms; a machine that is slower for some seeds, for all networks alike."""
+    """A hundredth a norm, unless it is folded; a machine that is slower for some seeds, for all networks alike."""
     per_norm = 0.0 if mode == "folded" else 0.01
     return (TAKES["folded" if not trial.norms else mode] + per_norm * len(trial.norms)) * (1 + trial.seed)
 
@@ -282,5 +282,5 @@ def test_what_any_data_can_judge_is_judged_and_what_speaks_of_cifar10_is_not(who
 )  # fmt: skip
 def test_the_numbers_of_cifar10_are_held_against_the_reports_protocol_alone(sets, answers, tmp_path):
     every = [e for e in planned("paper", "depth=50,152,200", *sets) if e.trial.placement is Placement.EVERY]
-    session = session_with(tmp_path, [e for e in every if e.trial.seed < 3], lambda trial: done(0.6))
+    session = session_with(tmp_path, [e for e in every if e.trial.seed == 0], lambda trial: done(0.6))
     assert len(session.sql(QUERIES["accuracy_on_cifar10"].sql).rows) == answers
