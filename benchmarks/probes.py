@@ -55,6 +55,7 @@ from bnscale.probes import (
     sparsity,
     spectrum,
     spectrum_histogram,
+    timing,
 )
 from bnscale.trial import Network, NormInit, Pixels, Trainable, Trial
 
@@ -100,6 +101,7 @@ def probes(trial: Trial) -> list[Probe]:
         gradient_bound,
         spectrum,
         spectrum_histogram,
+        timing,
     ]
     assert {probe.__name__ for probe in every} == set(TABLES)
     return [probe for probe in every if demand(probe).lacks(trial) is None]

@@ -26,9 +26,12 @@ class PairConv2d(nn.Conv2d):
         self.register_buffer("index", places.argsort(1)[:, :2].contiguous(), persistent=False)
         self.pair = nn.Parameter(self.weight.detach().flatten(1).gather(1, self.index))
 
+    def whole(self) -> Tensor:
+        """The weight that it computes with."""
+        return self.weight.flatten(1).scatter(1, self.index, self.pair).view_as(self.weight)
+
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        weight = self.weight.flatten(1).scatter(1, self.index, self.pair).view_as(self.weight)
-        return self._conv_forward(x_NCHW, weight, self.bias)
+        return self._conv_forward(x_NCHW, self.whole(), self.bias)
 
 
 def restrict(network: nn.Module, trial: Trial) -> None:

@@ -16,6 +16,7 @@ is told nothing of cadence, files or ranks. One file a family:
     shift.py      internal covariate shift
     activations.py distributions of what layers get and hand on, and how an update moves them
     bound.py      both sides of a theorem on batch norm's gradients
+    timing.py     seconds of a step and of inference
 """
 
 from bnscale.probes.activations import (
@@ -54,6 +55,7 @@ from bnscale.probes.shift import CovariateShift, covariate_shift
 from bnscale.probes.snapshot import Row, Snapshot
 from bnscale.probes.sparsity import Sparsity, sparsity
 from bnscale.probes.spectrum import Spectrum, SpectrumHistogram, spectrum, spectrum_histogram
+from bnscale.probes.timing import Timing, timing
 
 TABLES: dict[str, type] = {
     "activation_histogram": ActivationHistogram,
@@ -80,6 +82,7 @@ TABLES: dict[str, type] = {
     "sparsity": Sparsity,
     "spectrum": Spectrum,
     "spectrum_histogram": SpectrumHistogram,
+    "timing": Timing,
 }
 """Every table that the project's own probes write, with its row."""
 
@@ -126,4 +129,5 @@ __all__ = [
     "spectrum",
     "spectrum_histogram",
     "unless",
+    "timing",
 ]
