@@ -84,6 +84,13 @@ SAID: list[tuple[str, str, str, tuple[float, float], str]] = [
         "'Far higher': at least twice, which a linear axis shows at a glance.",
     ),
     (
+        "output",
+        "... and higher than that of the output layer alone, a thousandth of the rest (mean ratio over training)",
+        "section 7 and figure 3",
+        (1.0, math.inf),
+        "Above 1: the output layer is of the rest. Pooled with the convolutions it does not count.",
+    ),
+    (
         "stays",
         "... and stays high (batch norm's gradient in the last fifth of training over that in the first)",
         "section 7",
@@ -217,6 +224,12 @@ CLAIMS = [
             leg,
         )
         for leg in NAMES
+    ),
+    ours(
+        "... and so it is in training.",
+        "expected in training",
+        (0.667, 1.5),
+        "A factor of 1.5 either way, as above. Beyond it, gamma's terms cancel less than a weight's, or more.",
     ),
     ours(
         "At the start beta's gradient is as large as gamma's: it sums as many terms, of the same size.",

@@ -56,7 +56,7 @@ qualify bool_and(isfinite(gradient) and isfinite(size)) over (partition by trial
 
 -- name: by_kind
 -- One row per trial, step and kind, and for the kinds together that are 'batch norm' (gamma and beta), 'rest' (all
--- others) and 'all': how many numbers it has, their mean |gradient|, mean size, mean |last update| over its rate, and mean
+-- others), 'output' (its weights and biases, which are among the rest) and 'all': how many numbers it has, their mean |gradient|, mean size, mean |last update| over its rate, and mean
 -- distance from the start; and the squared length of the gradient. Sizes may be 0: beta starts there.
 with
 -- one row per tensor and each of its kind, its side and all
@@ -64,6 +64,8 @@ sorted as (
     select *, kind as what from tensors
     union all
     select *, if(kind in ('gamma', 'beta'), 'batch norm', 'rest') from tensors
+    union all
+    select *, 'output' from tensors where kind in ('output weight', 'output bias')
     union all
     select *, 'all' from tensors
 )
@@ -98,7 +100,7 @@ select
     count(*) as n
 from by_kind
 join networks using (trial)
-where kind not in ('batch norm', 'rest', 'all')
+where kind not in ('batch norm', 'rest', 'output', 'all')
 group by place, leg, kind, by_kind.step
 order by place, kind, by_kind.step
 
@@ -138,7 +140,7 @@ select
 from by_kind as part
 join by_kind as whole on whole.trial = part.trial and whole.step = part.step and whole.kind = 'all'
 join networks on networks.trial = part.trial
-where part.kind not in ('batch norm', 'rest', 'all') and whole.square > 0
+where part.kind not in ('batch norm', 'rest', 'output', 'all') and whole.square > 0
 group by place, leg, part.kind, part.step
 order by place, part.kind, part.step
 
@@ -217,12 +219,13 @@ order by place, by_layer.step, reading
 
 -- name: sides
 -- One row per trial and step of a network with norms: batch norm over the rest, per parameter, of |gradient|, |last update|
--- and distance; gamma over convolution, each over its mean size, of |gradient| and distance; mean |gradient| of batch norm;
+-- and distance; over the output layer, of |gradient|; gamma over convolution, each over its mean size, of |gradient| and distance; mean |gradient| of batch norm;
 -- its share of the squared length.
 select
     bn.trial,
     bn.step,
     bn.gradient / nullif(rest.gradient, 0) as gradient,
+    bn.gradient / nullif(output.gradient, 0) as output,
     bn.last_update / nullif(rest.last_update, 0) as last_update,
     bn.moved / nullif(rest.moved, 0) as moved,
     gamma.gradient / nullif(gamma.size, 0) / nullif(weight.gradient / nullif(weight.size, 0), 0) as relative,
@@ -231,17 +234,23 @@ select
     bn.square / nullif(bn.square + rest.square, 0) as share
 from by_kind as bn
 join by_kind as rest using (trial, step)
+join by_kind as output using (trial, step)
 join by_kind as gamma using (trial, step)
 join by_kind as weight using (trial, step)
-where bn.kind = 'batch norm' and rest.kind = 'rest' and gamma.kind = 'gamma' and weight.kind = 'convolution'
+where
+    bn.kind = 'batch norm'
+    and rest.kind = 'rest'
+    and output.kind = 'output'
+    and gamma.kind = 'gamma'
+    and weight.kind = 'convolution'
 
 -- name: readings
 -- One row per trial with norms and reading, of trainings that finished. Over all readings of a training: 'gradient',
--- 'update' and 'relative' are geometric means of the ratios in `sides`, 'least' is the least ratio of gradients; 'moved' and
+-- 'output', 'update' and 'relative' are geometric means of the ratios in `sides`, 'least' is the least ratio of gradients; 'moved' and
 -- 'moved relative' are those at the end; 'stays' is batch norm's mean |gradient| in the last fifth of training over that in
 -- the first; 'share' its mean share of the squared length; 'layers' the share of layers and readings in which gamma's is
 -- above the convolution's. At the start: 'expected' is gamma over convolution, over what sizes have it to be, geometric mean
--- over layers, and 'beta' beta's over gamma's.
+-- over layers, 'expected in training' the same after it, and 'beta' beta's over gamma's.
 with
 -- one row per trial
 of_both as (
@@ -249,6 +258,7 @@ of_both as (
         trial,
         min(gradient) as least,
         exp(avg(ln(gradient))) as gradient,
+        exp(avg(ln(output))) as output,
         exp(avg(ln(last_update))) as last_update,
         exp(avg(ln(relative))) as relative,
         arg_max(moved, sides.step) as moved,
@@ -269,6 +279,7 @@ of_depth as (
         trial,
         avg((gamma > convolution)::int) as layers,
         exp(avg(ln(measured / expected)) filter (where by_layer.step = 0)) as expected,
+        exp(avg(ln(measured / expected)) filter (where by_layer.step > 0)) as in_training,
         exp(avg(ln(beta / nullif(gamma, 0))) filter (where by_layer.step = 0)) as beta
     from by_layer
     join networks using (trial)
@@ -283,6 +294,7 @@ cross join lateral (
     values
     ('least', least),
     ('gradient', gradient),
+    ('output', output),
     ('update', last_update),
     ('relative', relative),
     ('moved', moved),
@@ -291,6 +303,7 @@ cross join lateral (
     ('share', share),
     ('layers', layers),
     ('expected', expected),
+    ('expected in training', in_training),
     ('beta', beta)
 ) as each_reading (reading, x)
 where x is not null
