@@ -56,8 +56,9 @@ qualify bool_and(isfinite(gradient) and isfinite(size)) over (partition by trial
 
 -- name: by_kind
 -- One row per trial, step and kind, and for the kinds together that are 'batch norm' (gamma and beta), 'rest' (all
--- others), 'output' (its weights and biases, which are among the rest) and 'all': how many numbers it has, their mean |gradient|, mean size, mean |last update| over its rate, and mean
--- distance from the start; and the squared length of the gradient. Sizes may be 0: beta starts there.
+-- others), 'output' (its weights and biases, which are among the rest) and 'all': how many numbers it has, their mean
+-- |gradient|, mean size, mean |last update| over its rate, and mean distance from the start; and the squared length of the
+-- gradient. Sizes may be 0: beta starts there.
 with
 -- one row per tensor and each of its kind, its side and all
 sorted as (
@@ -218,9 +219,9 @@ order by place, by_layer.step, reading
 -- --- claims -------------------------------------------------------------------------------------------------------------
 
 -- name: sides
--- One row per trial and step of a network with norms: batch norm over the rest, per parameter, of |gradient|, |last update|
--- and distance; over the output layer, of |gradient|; gamma over convolution, each over its mean size, of |gradient| and distance; mean |gradient| of batch norm;
--- its share of the squared length.
+-- One row per trial and step of a network with norms. Ratios: batch norm over the rest, per parameter, of |gradient|, |last
+-- update| and distance; batch norm over the output layer, of |gradient|; gamma over convolution, each over its mean size,
+-- of |gradient| and distance. Beside them batch norm's mean |gradient| and its share of the squared length.
 select
     bn.trial,
     bn.step,
@@ -246,11 +247,11 @@ where
 
 -- name: readings
 -- One row per trial with norms and reading, of trainings that finished. Over all readings of a training: 'gradient',
--- 'output', 'update' and 'relative' are geometric means of the ratios in `sides`, 'least' is the least ratio of gradients; 'moved' and
--- 'moved relative' are those at the end; 'stays' is batch norm's mean |gradient| in the last fifth of training over that in
--- the first; 'share' its mean share of the squared length; 'layers' the share of layers and readings in which gamma's is
--- above the convolution's. At the start: 'expected' is gamma over convolution, over what sizes have it to be, geometric mean
--- over layers, 'expected in training' the same after it, and 'beta' beta's over gamma's.
+-- 'output', 'update' and 'relative' are geometric means of the ratios in `sides`, 'least' is the least ratio of gradients;
+-- 'moved' and 'moved relative' are those at the end; 'stays' is batch norm's mean |gradient| in the last fifth of training
+-- over that in the first; 'share' its mean share of the squared length; 'layers' the share of layers and readings in which
+-- gamma's is above the convolution's. At the start: 'expected' is gamma over convolution, over what sizes have it to be,
+-- geometric mean over layers, and 'beta' beta's over gamma's; 'expected in training' is the first of these after the start.
 with
 -- one row per trial
 of_both as (
@@ -309,8 +310,9 @@ cross join lateral (
 where x is not null
 
 -- name: over_seeds
--- One row per leg, scope and reading: `readings` over seeds, with a 95 % interval. Shares ('share', 'layers') have means,
--- ratios geometric means. Scope 'report' has the trainings on CIFAR-100 for 100 epochs, 'any' whatever was trained.
+-- One row per leg, scope and reading: `readings` over seeds, with a 95 % interval where there are several. Shares ('share',
+-- 'layers') have means, ratios geometric means. Scope 'report' has the trainings on CIFAR-100 for 100 epochs, 'any'
+-- whatever was trained.
 with
 -- one row per leg, scope and reading
 over_trials as (
@@ -336,8 +338,8 @@ select
     reading,
     if(of_share, mean, exp(mean)) as measured,
     n,
-    if(of_share, greatest(0, mean - t95 * error), exp(mean - t95 * error)) as low,
-    if(of_share, least(1, mean + t95 * error), exp(mean + t95 * error)) as high
+    if(n > 1, if(of_share, greatest(0, mean - t95 * error), exp(mean - t95 * error)), null) as low,
+    if(n > 1, if(of_share, least(1, mean + t95 * error), exp(mean + t95 * error)), null) as high
 from over_trials
 left join student using (n)
 order by scope, place, reading

@@ -185,6 +185,8 @@ def test_what_sizes_give_is_taken_layer_by_layer_and_a_shortcuts_norm_is_no_laye
     assert found["expected in training"] == pytest.approx(2.0)
     assert found["beta"] == pytest.approx(2.0)
     assert found["layers"] == pytest.approx(3 / 4)
+    intervals = {(row["low"], row["high"]) for row in ask(session, "over_seeds", "scope", "reading").values()}
+    assert intervals == {(None, None)}  # one seed has none
     drawn = ask(session, "gamma_over_convolution", "step", "reading")
     assert drawn[0, "expected"]["times"] == pytest.approx(2.0)
 
