@@ -500,7 +500,8 @@ def looked_between(rank: int, of: Trial, zero: int) -> tuple[list[dict[str, Any]
 def test_the_workers_of_a_gang_read_the_last_update_of_every_parameter_and_train_on_as_if_they_had_not(two, zero):
     of = trial(norm_batch=16, depth=8)
     engine = LocalEngine(networks.build(of), of, Gang(), None)
-    updates(engine, of, range(1))
+    engine.backward(engine(*batch(0, of.batch)))
+    engine.step(of.rate(0))
     at = Snapshot(of, 1, engine, Resident(of, Path("/nonexistent"), torch.device("cpu")))
     expected = [vars(row) for row in parameter_gradient(at)]
     assert all(row["last_update"] > 0 for row in expected if row["trains"])
