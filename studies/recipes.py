@@ -132,6 +132,17 @@ VGG38_CIFAR100 = FRANKLE_CIFAR | {
     "milestones": (),
 }
 
+# The same question in minutes on two CPU cores without a network: scikit-learn's digits, as for Frankle et al. above.
+# Three poolings leave one of 8x8 pixels. 20 epochs are 500 updates.
+VGG38_DIGITS = VGG38_CIFAR100 | {
+    "data": Data.DIGITS,
+    "validation": 237,
+    "augmentation": Augmentation.NONE,
+    "batch": 48,
+    "norm_batch": 48,
+    "epochs": 20,
+}
+
 # Bjorck, Gomes, Selman & Weinberger 2018 (arXiv:1806.02375): ResNet-110 on CIFAR-10, batch 128, momentum 0.9, the rate
 # divided by 10 at half and three quarters of the training, from a summary and figures of the paper. 165 epochs, weight
 # decay 5e-4 and Glorot weights are from memory. The summary says that the rate is cut "when learning plateaus":

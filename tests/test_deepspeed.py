@@ -41,6 +41,7 @@ from bnscale.probes import (
     loss_along_gradient,
     mean_gradient,
     moment_change,
+    parameter_gradient,
     timing,
 )
 from bnscale.trial import (
@@ -153,7 +154,7 @@ def updates(engine: Any, of: Trial, steps: range) -> list[float]:
 def everything(engine: Any) -> dict[str, Any]:
     return {
         "state": {name: value.clone() for name, value in engine.module.state_dict().items()},
-        "momentum": engine._momentum(),
+        "momentum": engine.momentum(),
         "statistics": {n: value for n, value in engine.statistics().items() if "running" in n},
     }
 
@@ -477,7 +478,7 @@ def looked(rank: int, of: Trial) -> tuple[list[str], dict[str, Tensor]]:
 LOOKING = [
     channel_moments, gradient, mean_gradient, gradient_noise, loss_along_gradient, class_bias, gradient_bound,
     at_multiples(landscape, 0.5, 4), at_layers(covariate_shift, 2, 5), at_layers(moment_change, 3),
-    at_layers(activations, 3), batch_curve,
+    at_layers(activations, 3), batch_curve, parameter_gradient,
 ]  # fmt: skip
 
 
@@ -491,6 +492,40 @@ def test_the_workers_of_a_gang_read_what_one_worker_reads_and_train_on_as_if_the
     state = by_one(of, 2)["state"]
     for rows, after in two(looked, of):
         assert rows == expected  # each holds the whole batch, so even the last digit
+        for name, value in after.items():
+            torch.testing.assert_close(value, state[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def looked_between(rank: int, of: Trial, zero: int) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """What is read of all parameters between two updates, and the network after them."""
+    engine = engine_for(of, zero)
+    updates(engine, of, range(1))
+    at = Snapshot(of, 1, engine, Resident(of, Path("/nonexistent"), torch.device("cpu")))
+    rows = [vars(row) for row in parameter_gradient(at)]
+    updates(engine, of, range(1, 3))
+    state = copy.deepcopy(engine.module.state_dict())
+    engine.close()
+    return rows, state
+
+
+@pytest.mark.parametrize("zero", [0, 1])
+def test_the_workers_of_a_gang_read_the_last_update_of_every_parameter_and_train_on_as_if_they_had_not(two, zero):
+    of = trial(norm_batch=16, depth=8)
+    engine = LocalEngine(networks.build(of), of, Gang(), None)
+    engine.backward(engine(*batch(0, of.batch)))
+    engine.step(of.rate(0))
+    at = Snapshot(of, 1, engine, Resident(of, Path("/nonexistent"), torch.device("cpu")))
+    expected = [vars(row) for row in parameter_gradient(at)]
+    assert all(row["last_update"] > 0 for row in expected if row["trains"])
+    state = by_one(of, 3)["state"]
+    for rows, after in two(looked_between, of, zero):
+        for row, known in zip(rows, expected, strict=True):
+            numbers = {name for name, value in known.items() if isinstance(value, float)}
+            assert {name: row[name] for name in known.keys() - numbers} == {
+                name: known[name] for name in known.keys() - numbers
+            }
+            for name in numbers:
+                assert row[name] == pytest.approx(known[name], rel=1e-3, abs=1e-6), (row["parameter"], name)
         for name, value in after.items():
             torch.testing.assert_close(value, state[name], rtol=1e-4, atol=1e-5, msg=name)
 

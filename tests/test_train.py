@@ -50,6 +50,7 @@ from bnscale.probes import (
     moment_change,
     moments_along_gradient,
     only,
+    parameter_gradient,
     sparsity,
     timing,
 )
@@ -93,6 +94,7 @@ EVERYTHING: dict[Probe, Cadence] = {
     class_bias: 5 * STEP,
     loss_along_gradient: START,
     at_layers(moments_along_gradient, 1, 3): START,
+    parameter_gradient: 5 * STEP,
     mean_gradient: 5 * STEP,
     gradient_noise: START,
     loss_along_mean_gradient: START,
@@ -193,6 +195,18 @@ def test_training_leaves_every_frozen_tensor_at_its_initialisation_and_moves_eve
     for name, value in before.named_parameters():
         assert torch.equal(value, after[name]) == (name not in moving), name
     assert not torch.equal(after["norm.running_mean"], before.norm.running_mean)
+
+
+def test_what_is_read_of_momentum_does_not_hang_on_where_a_trial_was_stopped_not_even_after_its_last_update(tmp_path):
+    trial, probes = digits(trainable=Trainable.ALL, steps=2), {parameter_gradient: STEP}
+    whole, parts = Notebook(), Notebook()
+    run(trial, tmp_path / "whole", whole, probes)
+    for _ in range(2):
+        run(trial, tmp_path / "parts", parts, probes, stop_after(1))
+    run(trial, tmp_path / "parts", parts, probes)
+    assert parts.ending[:2] == (Outcome.FINISHED, 2)
+    assert sorted(map(repr, parts.kept)) == sorted(map(repr, whole.kept))
+    assert {row.step for _, row in whole.kept if row.last_update is not None} == {1}
 
 
 @pytest.mark.parametrize("trainable", [Trainable.BN, Trainable.ALL, Trainable.TWO_PER_CHANNEL, Trainable.NONE])

@@ -55,6 +55,11 @@ class Engine(Protocol):
         """Copies of the network's buffers as one worker with the whole batch would have them."""
         ...
 
+    def momentum(self) -> dict[str, Tensor]:
+        """The optimiser's whole momentum buffers by parameter, to be read only: the last update over its learning rate.
+        None before the first update, or where momentum is 0."""
+        ...
+
     def save(self, step: int, facts: dict[str, Any]) -> None:
         """A checkpoint after `step` updates, whole or absent; the last two are kept."""
         ...

@@ -198,7 +198,7 @@ class DeepSpeedEngine:
             raise Refusal("checkpoints None: this engine was opened to keep nothing")
         # Nothing follows the last step: its checkpoint is the trained network, without momentum.
         last = step == self._total_steps
-        momentum = {} if last else self._momentum()
+        momentum = {} if last else self.momentum()
         failure = None
         if self.gang.leads:
             facts = facts | {"frozen": self._frozen}
@@ -238,7 +238,7 @@ class DeepSpeedEngine:
         """Release what this trial held. The process group stays for the next one."""
         self._engine.destroy()
 
-    def _momentum(self) -> dict[str, Tensor]:
+    def momentum(self) -> dict[str, Tensor]:
         """Whole momentum buffers by parameter; none before the first update, or where momentum is 0. Collective."""
         from deepspeed.utils import safe_get_full_optimizer_state
 

@@ -66,20 +66,18 @@ class LocalEngine:
     def statistics(self) -> dict[str, Tensor]:
         return {name: buffer.clone() for name, buffer in self.module.named_buffers()}
 
+    def momentum(self) -> dict[str, Tensor]:
+        if self._sgd is None:
+            return {}
+        kept = {name: self._sgd.state[p].get("momentum_buffer") for name, p in self._trained.items()}
+        return {name: buffer for name, buffer in kept.items() if buffer is not None}
+
     def save(self, step: int, facts: dict[str, Any]) -> None:
         if self._checkpoints is None:
             raise Refusal("checkpoints None: this engine was opened to keep nothing")
         # Nothing follows the last step: its checkpoint is the trained network, without momentum.
         last = step == self._total_steps
-        momentum = (
-            {}
-            if self._sgd is None or last
-            else {
-                name: self._sgd.state[p]["momentum_buffer"]
-                for name, p in self._trained.items()
-                if self._sgd.state[p].get("momentum_buffer") is not None
-            }
-        )
+        momentum = {} if last else self.momentum()
         write(
             self._checkpoints,
             step,

@@ -39,14 +39,14 @@ def restrict(network: nn.Module, trial: Trial) -> None:
     parts = _PARTS[trial.trainable]
     for name, module in network.named_modules():
         for own, parameter in module.named_parameters(recurse=False):
-            parameter.requires_grad_(_part(name, module, own) in parts)
+            parameter.requires_grad_(role_of(name, module, own) in parts)
         if trial.trainable is Trainable.TWO_PER_CHANNEL and isinstance(module, nn.Conv2d):
             module.__class__ = PairConv2d
             cast(PairConv2d, module).choose(generator(trial, f"pair/{name}"))
 
 
-def _part(name: str, module: nn.Module, own: str) -> str:
-    """What a module's own parameter is in the words of the paper's table."""
+def role_of(name: str, module: nn.Module, own: str) -> str:
+    """What a module's own parameter is in the words of the paper's table: gamma, beta, output, shortcut or inner."""
     if isinstance(module, NormLayer):
         return {"weight": "gamma", "bias": "beta"}[own]
     if name == "output":

@@ -12,6 +12,7 @@ is told nothing of cadence, files or ranks. One file a family:
     batches.py    what the gradients of several mini-batches share, and their noise
     along.py      the loss and the layers' moments along a direction
     class_bias.py what the classifier says of each image
+    parameters.py gradients of all parameters, gamma and beta beside weights
     landscape.py  loss and gradient on the way of an update
     shift.py      internal covariate shift
     activations.py distributions of what layers get and hand on, and how an update moves them
@@ -50,6 +51,7 @@ from bnscale.probes.gradient import (
 )
 from bnscale.probes.landscape import Landscape, landscape
 from bnscale.probes.moments import ChannelMoments, channel_moments
+from bnscale.probes.parameters import ParameterGradient, parameter_gradient
 from bnscale.probes.probe import Probe, at_layers, at_multiples, check, demand, described, looking, only, unless
 from bnscale.probes.shift import CovariateShift, covariate_shift
 from bnscale.probes.snapshot import Row, Snapshot
@@ -79,6 +81,7 @@ TABLES: dict[str, type] = {
     "mean_gradient": MeanGradient,
     "moment_change": MomentChange,
     "moments_along_gradient": MomentsAlong,
+    "parameter_gradient": ParameterGradient,
     "sparsity": Sparsity,
     "spectrum": Spectrum,
     "spectrum_histogram": SpectrumHistogram,
@@ -125,9 +128,10 @@ __all__ = [
     "moment_change",
     "moments_along_gradient",
     "only",
+    "parameter_gradient",
     "sparsity",
     "spectrum",
     "spectrum_histogram",
-    "unless",
     "timing",
+    "unless",
 ]

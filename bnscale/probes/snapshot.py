@@ -34,7 +34,7 @@ class Row(Protocol):
 
 
 class Workers(Protocol):
-    """The part of an engine that a snapshot needs: the sum over workers, and the settled statistics."""
+    """The part of an engine that a snapshot needs: the sum over workers, settled statistics, momentum."""
 
     @property
     def module(self) -> nn.Module: ...
@@ -42,6 +42,7 @@ class Workers(Protocol):
     def gang(self) -> Any: ...
     def total(self, value: Tensor) -> Tensor: ...
     def statistics(self) -> dict[str, Tensor]: ...
+    def momentum(self) -> dict[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,14 @@ class Snapshot:
     def names(self) -> list[str]:
         """Of the parameters that training changes."""
         return [name for name, parameter in self.parameters.items() if parameter.requires_grad]
+
+    @cached_property
+    def momentum(self) -> dict[str, Tensor]:
+        """By parameter, the sum of gradients that momentum keeps, decay and penalties with them: the last update over
+        its learning rate. To be read only. Empty without momentum, before the first update, and after the last: no
+        checkpoint keeps it there, and a trial that went on from one would read nothing.
+        """
+        return {} if self.step == self.trial.total_steps else self._engine.momentum()
 
     @property
     def gradient(self) -> dict[str, Tensor]:
