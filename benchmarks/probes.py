@@ -39,8 +39,10 @@ from bnscale.probes import (
     covariate_shift,
     curve,
     demand,
+    descent,
     gamma,
     gamma_histogram,
+    gamma_scaling,
     gradient,
     gradient_bound,
     gradient_histogram,
@@ -52,9 +54,11 @@ from bnscale.probes import (
     mean_gradient,
     moment_change,
     moments_along_gradient,
+    norm_gradient,
     sparsity,
     spectrum,
     spectrum_histogram,
+    weight_scaling,
 )
 from bnscale.trial import Network, NormInit, Pixels, Trainable, Trial
 
@@ -98,6 +102,10 @@ def probes(trial: Trial) -> list[Probe]:
         at_multiples(landscape, *multiples),
         at_layers(covariate_shift, *few),
         gradient_bound,
+        norm_gradient,
+        at_multiples(descent, 0.5, 1, 2, 4),
+        weight_scaling,
+        gamma_scaling,
         spectrum,
         spectrum_histogram,
     ]
