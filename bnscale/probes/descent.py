@@ -13,9 +13,8 @@ its kink.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,27 +42,21 @@ class Descent:
     loss: float  # L(theta + alpha d)
 
 
-class Bend(NamedTuple):
-    """A function along its gradient g at one place."""
-
-    value: float
-    gradient: dict[str, Tensor]
-    square: float  # g'g
-    quadratic: float  # g'Hg
+def slopes_of(value: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The gradient of a loss with respect to the leaves of its graph, as a function of them."""
+    return dict(zip(leaves, torch.autograd.grad(value, list(leaves.values()), create_graph=True), strict=True))
 
 
-def bend(value: Tensor, leaves: Mapping[str, Tensor]) -> Bend:
-    """By a second pass backward, through the gradient of `value` with respect to these leaves of its graph."""
-    places = list(leaves.values())
-    slopes = torch.autograd.grad(value, places, create_graph=True)
-    fixed = [slope.detach() for slope in slopes]
-    along = torch.stack([(slope * own).sum() for slope, own in zip(slopes, fixed, strict=True)]).sum()
-    turned = torch.autograd.grad(along, places, materialize_grads=True)
-    products = [
-        torch.dot(own.flatten().double(), part.flatten().double()) for own, part in zip(fixed, turned, strict=True)
-    ]
-    gradient = dict(zip(leaves, fixed, strict=True))
-    return Bend(float(value.detach()), gradient, length_of(gradient) ** 2, float(sum(products)))
+def quadratic(slopes: Mapping[str, Tensor], leaves: Mapping[str, Tensor], names: Iterable[str]) -> float:
+    """g'Hg with g the gradient with respect to the leaves of these names and H the Hessian between them, by a pass
+    backward through the gradient."""
+    names = list(names)
+    fixed = [slopes[name].detach() for name in names]
+    along = torch.stack([(slopes[name] * own).sum() for name, own in zip(names, fixed, strict=True)]).sum()
+    places = [leaves[name] for name in names]
+    turned = torch.autograd.grad(along, places, retain_graph=True, materialize_grads=True)
+    products = zip(fixed, turned, strict=True)
+    return sum(float(torch.dot(own.flatten().double(), part.flatten().double())) for own, part in products)
 
 
 @asks(second_derivative, steps=5, each=0.35, rows=lambda trial: 1)
@@ -75,23 +68,28 @@ def descent(at: Snapshot, multiples: tuple[float, ...], most: float) -> Iterator
     are left out: with those an update goes elsewhere.
     """
     batch = at.batch()
-    found = bend(*at.differentiable(batch, at.names(), {}))
-    at.share(found.gradient)
-    if not (0 < found.square < math.inf and math.isfinite(found.quadratic)):
+    value, leaves = at.differentiable(batch, at.names(), {})
+    slopes = slopes_of(value, leaves)
+    bend = quadratic(slopes, leaves, leaves)
+    gradient = {name: slope.detach() for name, slope in slopes.items()}
+    before, square = float(value.detach()), length_of(gradient) ** 2
+    del value, leaves, slopes  # and their graph: the passes to come need the memory
+    at.share(gradient)
+    if not (0 < square < math.inf and math.isfinite(bend)):
         return
-    curvature = found.quadratic / found.square
+    curvature = bend / square
     for length in dict.fromkeys(min(multiple * at.trial.lr, most) for multiple in multiples):
-        first, second = length * found.square, length**2 / 2 * found.quadratic
+        first, second = length * square, length**2 / 2 * bend
         yield Descent(
             at.step,
             length / at.trial.lr,
             length,
-            found.square,
+            square,
             curvature,
             largest=2 / curvature if curvature > 0 else None,
             first_order=first,
             second_order=second,
-            loss_before=found.value,
-            predicted=found.value - first + second,
-            loss=at.loss(batch, moved(at, found.gradient, length)),
+            loss_before=before,
+            predicted=before - first + second,
+            loss=at.loss(batch, moved(at, gradient, length)),
         )

@@ -19,15 +19,16 @@ from torch import Tensor, nn
 from bnscale.anatomy import Site
 from bnscale.networks.layers import layers
 from bnscale.networks.norm import EPS
-from bnscale.probes.descent import bend
+from bnscale.probes.descent import quadratic, slopes_of
+from bnscale.probes.landscape import length_of
 from bnscale.probes.passage import by_channel, layer_before
 from bnscale.probes.probe import asks, gamma, second_derivative, whole_weights
 from bnscale.probes.snapshot import Snapshot
 from bnscale.trial import Trial
 
-WEIGHTS = (1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
-"""Factors of the weights before norms: with sigma near 1 to begin with, the smallest three come below sqrt(epsilon)."""
-GAMMAS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+WEIGHTS = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
+"""Factors of the weights before norms: with sigma near 1 to begin with, the smallest come to sqrt(epsilon)."""
+GAMMAS = (0.01, 0.1, 0.3, 1.0, 10.0)
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class WeightScaling:
 
     step: int  # updates taken
     factor: float  # c
-    of: str  # along which parameters the series goes: weights (those that are scaled), or everything (that trains)
+    parameters: str  # along which the series goes: weights (those that are scaled), or everything (that trains)
     sigma: float  # sqrt(variance + epsilon) of what these layers compute, geometric mean over their channels
     loss: float
     gradient_square: float  # |d|^2
@@ -49,7 +50,7 @@ class GammaScaling:
 
     step: int  # updates taken
     factor: float
-    of: str  # which gammas: every, inner (all but the last norm's), or branch (of residual branches)
+    gammas: str  # which: every, inner (all but the last norm's), or branch (of residual branches)
     layer: str  # module path, "blocks.4.conv2"
     layer_index: int  # 1 at the stem, growing towards the output
     norms_behind: int  # norms in a row from this layer to the output, its own counted and shortcuts' not
@@ -63,22 +64,26 @@ def _weights(trial: Trial) -> str | None:
     return second_derivative(trial) or whole_weights(trial)
 
 
-@asks(_weights, steps=2 * 5 * len(WEIGHTS), rows=lambda trial: 2 * len(WEIGHTS))
+@asks(_weights, steps=8 * len(WEIGHTS), rows=lambda trial: 2 * len(WEIGHTS))
 def weight_scaling(at: Snapshot) -> Iterator[WeightScaling]:
-    """Exponents of the terms of the series in sigma. Four passes for each factor, two of them through the gradient.
+    """Exponents of the terms of the series in sigma. Two passes forward and three backward for each factor.
 
     What left the float32 numbers has no row.
     """
     before = at.kept(layer_before)
     names = [f"{layer}.{part}" for layer in before.values() for part in ("weight", "bias")]
     scaled = [name for name in names if name in at.parameters]  # most convolutions have no bias
+    every = list(dict.fromkeys([*scaled, *at.names()]))
     for factor in WEIGHTS:
         changed = {name: factor * at.parameters[name].detach() for name in scaled}
         sigma = _sigma(at, before, changed)
-        for of, names in (("weights", scaled), ("everything", at.names())):
-            found = bend(*at.differentiable(at.batch(), names, changed))
-            if math.isfinite(found.square + found.quadratic):
-                yield WeightScaling(at.step, factor, of, sigma, found.value, found.square, found.quadratic)
+        value, leaves = at.differentiable(at.batch(), every, changed)
+        slopes = slopes_of(value, leaves)
+        for parameters, names in (("weights", scaled), ("everything", at.names())):
+            square = length_of({name: slopes[name].detach() for name in names}) ** 2
+            bend = quadratic(slopes, leaves, names)
+            if math.isfinite(square + bend):
+                yield WeightScaling(at.step, factor, parameters, sigma, float(value.detach()), square, bend)
 
 
 @torch.no_grad()
@@ -110,7 +115,7 @@ def gamma_scaling(at: Snapshot) -> Iterator[GammaScaling]:
     """
     found = layers(at.network)
     sites = [site for site in at.trial.affine_norms if f"{site.name}.weight" in at.parameters]
-    for of, some in _sets(sites).items():
+    for which, some in _sets(sites).items():
         for factor in GAMMAS:
             changed = {name: factor * at.parameters[name].detach() for name in (f"{site.name}.weight" for site in some)}
             value, slopes = at.slope(at.batch(), [layer.weight for layer in found], changed)
@@ -118,7 +123,7 @@ def gamma_scaling(at: Snapshot) -> Iterator[GammaScaling]:
                 length = float(slopes[layer.weight].flatten().double().norm())
                 if math.isfinite(length):
                     behind = sum(site.layer >= layer.number and not site.shortcut for site in at.trial.norms)
-                    yield GammaScaling(at.step, factor, of, layer.name, layer.number, behind, length, value)
+                    yield GammaScaling(at.step, factor, which, layer.name, layer.number, behind, length, value)
 
 
 def _sets(sites: list[Site]) -> dict[str, list[Site]]:
