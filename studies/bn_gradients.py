@@ -22,7 +22,7 @@ Networks     The note names none, and no data: what it says is said of any. Here
              layers, and a VGG, which has no skips and whose gradients vanish without norms. Plain gradient descent at a
              fixed rate without decay, which is the note's step. Digits need no file; on other images:
              `--set data=cifar10 --set batch=128 --set norm_batch=128 --data ...`.
-Cost         Paper preset: 72 trainings of 200 steps of ResNet-50 and VGG-16 on digits, about 8 minutes on two cores.
+Cost         Paper preset: 66 trainings of 200 steps of ResNet-50 and VGG-16 on digits, about 8 minutes on two cores.
              Laptop: the same of ResNet-14 and VGG-11, 60 steps, 2 minutes.
 
     python studies/bn_gradients.py plan --preset paper    trials, hours; starts nothing
