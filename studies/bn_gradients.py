@@ -251,7 +251,12 @@ EACH = (
 
 CLAIMS = [
     # --- section 1: the formulas
-    formula("g_gamma", "training", "g_gamma = zhat' g_y is autograd's", ""),
+    formula(
+        "g_gamma",
+        "training",
+        "g_gamma = zhat' g_y is autograd's",
+        "Over the sum of the terms' magnitudes, as of g_beta: the sum itself can be 0.",
+    ),
     formula(
         "g_beta",
         "training",

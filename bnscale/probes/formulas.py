@@ -33,7 +33,9 @@ class NormGradient:
     """One batch norm layer at one step, on the first images of the next batch; lengths over all its channels.
 
     In float64, so that rounding is far below whatever differs. An error is the length of the difference from
-    autograd's gradient over that gradient's length; null where that is 0, or the layer has no such parameter.
+    autograd's gradient over that gradient's length, null where that is 0. Of gamma and beta it is over the length of
+    the sums of the terms' magnitudes, for these sums can be 0 (a shift that the next norm takes away has no gradient);
+    null where the layer has no such parameter.
     """
 
     step: int  # updates taken
@@ -104,8 +106,8 @@ def _on(at: Snapshot, images: int) -> Iterator[NormGradient]:
             site.layer,
             images,
             slope_CM.shape[1],
-            gamma_error=_error(found.gamma_C, true.at_gamma_C),
-            beta_error=_error(found.beta_C, true.at_beta_C),
+            gamma_error=_error_of_sum(found.gamma_CM, true.at_gamma_C),
+            beta_error=_error_of_sum(found.beta_CM, true.at_beta_C),
             input_error=_error(found.note_CM, slope_CM),
             input_cosine=_cosine(found.note_CM, slope_CM),
             ones_part=float(found.ones_CM.norm()) / length,
@@ -115,8 +117,8 @@ def _on(at: Snapshot, images: int) -> Iterator[NormGradient]:
             weight_error=_error(with_note, true.at_weight),
             weight_radial=_radial(with_note, true.weight),
             true_radial=_radial(true.at_weight, true.weight),
-            constant_gamma_error=_error(there.gamma_C, still.at_gamma_C),
-            constant_beta_error=_error(there.beta_C, still.at_beta_C),
+            constant_gamma_error=_error_of_sum(there.gamma_CM, still.at_gamma_C),
+            constant_beta_error=_error_of_sum(there.beta_CM, still.at_beta_C),
             constant_input_error=_error(there.note_CM, other_CM),
             compound_error=_error(other_CM, slope_CM),
             compound_cosine=_cosine(other_CM, slope_CM),
@@ -176,8 +178,8 @@ def _slopes(at: Snapshot, images: int, goes_on: Callable[[BatchNorm, Tensor, Ten
 
 
 class Formulas(NamedTuple):
-    gamma_C: Tensor  # <yhat, g>
-    beta_C: Tensor  # <1, g>
+    gamma_CM: Tensor  # the terms of <yhat, g>
+    beta_CM: Tensor  # the terms of <1, g>
     note_CM: Tensor  # gamma / sigma * g
     ones_CM: Tensor  # gamma / sigma * <1, g> / m
     along_CM: Tensor  # gamma / sigma * yhat <yhat, g> / m
@@ -191,8 +193,8 @@ def _formulas(at: Slopes) -> Formulas:
     scale_C1 = scale_C[:, None]
     products_CM = g_CM * yhat_CM
     return Formulas(
-        products_CM.sum(1),
-        g_CM.sum(1),
+        products_CM,
+        g_CM,
         scale_C1 * g_CM,
         (scale_C1 * g_CM.mean(1, keepdim=True)).expand_as(g_CM),
         scale_C1 * yhat_CM * products_CM.mean(1, keepdim=True),
@@ -228,6 +230,13 @@ def _error(formula: Tensor | None, true: Tensor | None) -> float | None:
     if formula is None or true is None:
         return None
     size, error = float(true.norm()), float((formula - true).norm())
+    return error / size if 0 < size < math.inf and math.isfinite(error) else None
+
+
+def _error_of_sum(terms_CM: Tensor, true_C: Tensor | None) -> float | None:
+    if true_C is None:
+        return None
+    size, error = float(terms_CM.abs().sum(1).norm()), float((terms_CM.sum(1) - true_C).norm())
     return error / size if 0 < size < math.inf and math.isfinite(error) else None
 
 
