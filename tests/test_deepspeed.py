@@ -34,6 +34,8 @@ from bnscale.probes import (
     channel_moments,
     class_bias,
     covariate_shift,
+    descent,
+    gamma_scaling,
     gradient,
     gradient_bound,
     gradient_noise,
@@ -41,8 +43,10 @@ from bnscale.probes import (
     loss_along_gradient,
     mean_gradient,
     moment_change,
+    norm_gradient,
     parameter_gradient,
     timing,
+    weight_scaling,
 )
 from bnscale.trial import (
     Affine,
@@ -478,7 +482,8 @@ def looked(rank: int, of: Trial) -> tuple[list[str], dict[str, Tensor]]:
 LOOKING = [
     channel_moments, gradient, mean_gradient, gradient_noise, loss_along_gradient, class_bias, gradient_bound,
     at_multiples(landscape, 0.5, 4), at_layers(covariate_shift, 2, 5), at_layers(moment_change, 3),
-    at_layers(activations, 3), batch_curve, parameter_gradient,
+    at_layers(activations, 3), batch_curve, parameter_gradient, norm_gradient, at_multiples(descent, 1, 10),
+    weight_scaling, gamma_scaling,
 ]  # fmt: skip
 
 

@@ -35,8 +35,10 @@ from bnscale.probes import (
     covariate_shift,
     curve,
     demand,
+    descent,
     gamma,
     gamma_histogram,
+    gamma_scaling,
     gradient,
     gradient_bound,
     gradient_histogram,
@@ -49,10 +51,12 @@ from bnscale.probes import (
     mean_gradient,
     moment_change,
     moments_along_gradient,
+    norm_gradient,
     only,
     parameter_gradient,
     sparsity,
     timing,
+    weight_scaling,
 )
 from bnscale.train import initialised, train
 from bnscale.trial import (
@@ -106,6 +110,10 @@ EVERYTHING: dict[Probe, Cadence] = {
     at_layers(activation_histogram, 1, 3): START,
     only(gradient_bound, norm=[Norm.BATCH]): 5 * STEP,
     timing: START,
+    norm_gradient: START,
+    at_multiples(descent, 1, 100): 5 * STEP,
+    weight_scaling: START,
+    gamma_scaling: START,
 }
 
 
@@ -181,7 +189,8 @@ def test_training_with_every_probe_and_with_none_is_equal_to_the_last_bit(traina
     trial = digits(trainable=trainable, precision=precision, momentum=0.0, weight_decay=0.0)
     notebook = Notebook()
     looked = run(trial, tmp_path / "a", notebook, everything(trial))
-    refused = {"gradient_bound"} if precision is Precision.BF16 else set()  # its rounding would be all that is seen
+    fine = {"gradient_bound", "norm_gradient", "descent", "weight_scaling"}
+    refused = fine if precision is Precision.BF16 else set()  # its rounding would be all that is seen
     assert {table for table, _ in notebook.kept} == {probe.__name__ for probe in EVERYTHING} - refused
     assert_equal(looked, run(trial, tmp_path / "b"))
 

@@ -5,18 +5,15 @@ and shift = beta - scale * mean of its running statistics: a linear layer before
 a bias. The outputs are the same but for rounding. Legend: C channels.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bnscale.networks.neighbours import Weighted, neighbours
 from bnscale.networks.norm import EPS, BatchNorm, NoisyBatchNorm, NormLayer
 from bnscale.networks.trainable import PairConv2d
 from bnscale.trial import Norm, Trial
-
-Weighted = nn.Conv2d | nn.Linear
 
 
 def foldable(trial: Trial) -> bool:
@@ -31,16 +28,21 @@ def fold(network: nn.Module, images_NCHW: Tensor) -> None:
 
     `images_NCHW`, of any number, show by one pass what stands beside what.
     """
-    names = {module: name for name, module in network.named_modules()}
-    for norm, beside, before in _neighbours(network, images_NCHW):
-        _put(network, names[beside], _merged(network.get_submodule(names[beside]), norm, before=before))
-        _put(network, names[norm], nn.Identity())
+    for each in neighbours(network, images_NCHW):
+        norm = network.get_submodule(each.norm)
+        if not isinstance(norm, BatchNorm) or isinstance(norm, NoisyBatchNorm):
+            continue
+        beside = each.before or each.behind  # between two layers it goes into the first
+        if beside is not None:
+            merged = _merged(network.get_submodule(beside), norm, before=each.before is not None)
+            _put(network, beside, merged)
+            _put(network, each.norm, nn.Identity())
     left = [name for name, module in network.named_modules() if isinstance(module, NormLayer)]
     assert not left, f"{left} stand beside no layer; `foldable` and the networks know"
 
 
 def _merged(layer: nn.Module, norm: BatchNorm, *, before: bool) -> Weighted:
-    """A layer that does what this one does and the norm, which it stands before or behind."""
+    """A layer that does what this one does and the norm, which it stands `before`, or else behind."""
     assert isinstance(layer, Weighted)
     weight = _weight(layer).double()
     bias_C = torch.zeros(len(weight), dtype=weight.dtype, device=weight.device)
@@ -71,41 +73,6 @@ def _merged(layer: nn.Module, norm: BatchNorm, *, before: bool) -> Weighted:
 def _weight(layer: Weighted) -> Tensor:
     """Of a layer of which two weights a channel train, as it computes with it."""
     return layer.whole() if isinstance(layer, PairConv2d) else layer.weight.detach()
-
-
-def _neighbours(network: nn.Module, images_NCHW: Tensor) -> list[tuple[BatchNorm, nn.Module, bool]]:
-    """Each batch norm with the layer whose output it takes (True), or else the linear layer that takes its output."""
-    passed: list[tuple[nn.Module, Tensor, Tensor]] = []  # alive until the end: a tensor is known by being the same one
-
-    def see(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        passed.append((module, inputs[0], output))
-
-    with _evaluating(network):
-        handles = [m.register_forward_hook(see) for m in network.modules() if isinstance(m, Weighted | BatchNorm)]
-        try:
-            network(images_NCHW)
-        finally:
-            for handle in handles:
-                handle.remove()
-    found: list[tuple[BatchNorm, nn.Module, bool]] = []
-    for norm, given, made in passed:
-        if not isinstance(norm, BatchNorm) or isinstance(norm, NoisyBatchNorm):
-            continue
-        makers = [module for module, _, output in passed if isinstance(module, Weighted) and output is given]
-        takers = [module for module, taken, _ in passed if isinstance(module, nn.Linear) and taken is made]
-        for beside in [*makers, *takers][:1]:  # between two layers it goes into the first
-            found.append((norm, beside, bool(makers)))
-    return found
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    training = network.training
-    network.eval()
-    try:
-        yield
-    finally:
-        network.train(training)
 
 
 def _put(network: nn.Module, name: str, module: nn.Module) -> None:

@@ -18,6 +18,9 @@ is told nothing of cadence, files or ranks. One file a family:
     activations.py distributions of what layers get and hand on, and how an update moves them
     bound.py      both sides of a theorem on batch norm's gradients
     timing.py     seconds of a step and of inference
+    formulas.py   a note's formulas for batch norm's gradients, against autograd
+    descent.py    the loss along the gradient, against its second-order series
+    scaling.py    what norms make of the scale of weights and of gammas
 """
 
 from bnscale.probes.activations import (
@@ -40,6 +43,8 @@ from bnscale.probes.bound import GradientBound, gradient_bound
 from bnscale.probes.cadence import END, EPOCH, START, STEP, Cadence
 from bnscale.probes.class_bias import ClassBias, class_bias
 from bnscale.probes.curve import BatchCurve, Curve, batch_curve, curve
+from bnscale.probes.descent import Descent, descent
+from bnscale.probes.formulas import NormGradient, norm_gradient
 from bnscale.probes.gamma import Clamp, Gamma, GammaHistogram, clamp, gamma, gamma_histogram
 from bnscale.probes.gradient import (
     Gradient,
@@ -53,6 +58,7 @@ from bnscale.probes.landscape import Landscape, landscape
 from bnscale.probes.moments import ChannelMoments, channel_moments
 from bnscale.probes.parameters import ParameterGradient, parameter_gradient
 from bnscale.probes.probe import Probe, at_layers, at_multiples, check, demand, described, looking, only, unless
+from bnscale.probes.scaling import GammaScaling, WeightScaling, gamma_scaling, weight_scaling
 from bnscale.probes.shift import CovariateShift, covariate_shift
 from bnscale.probes.snapshot import Row, Snapshot
 from bnscale.probes.sparsity import Sparsity, sparsity
@@ -68,8 +74,10 @@ TABLES: dict[str, type] = {
     "class_bias": ClassBias,
     "covariate_shift": CovariateShift,
     "curve": Curve,
+    "descent": Descent,
     "gamma": Gamma,
     "gamma_histogram": GammaHistogram,
+    "gamma_scaling": GammaScaling,
     "gradient": Gradient,
     "gradient_bound": GradientBound,
     "gradient_histogram": GradientHistogram,
@@ -81,11 +89,13 @@ TABLES: dict[str, type] = {
     "mean_gradient": MeanGradient,
     "moment_change": MomentChange,
     "moments_along_gradient": MomentsAlong,
+    "norm_gradient": NormGradient,
     "parameter_gradient": ParameterGradient,
     "sparsity": Sparsity,
     "spectrum": Spectrum,
     "spectrum_histogram": SpectrumHistogram,
     "timing": Timing,
+    "weight_scaling": WeightScaling,
 }
 """Every table that the project's own probes write, with its row."""
 
@@ -112,9 +122,11 @@ __all__ = [
     "covariate_shift",
     "curve",
     "demand",
+    "descent",
     "described",
     "gamma",
     "gamma_histogram",
+    "gamma_scaling",
     "gradient",
     "gradient_bound",
     "gradient_histogram",
@@ -127,6 +139,7 @@ __all__ = [
     "mean_gradient",
     "moment_change",
     "moments_along_gradient",
+    "norm_gradient",
     "only",
     "parameter_gradient",
     "sparsity",
@@ -134,4 +147,5 @@ __all__ = [
     "spectrum_histogram",
     "timing",
     "unless",
+    "weight_scaling",
 ]

@@ -13,15 +13,15 @@ then nothing but measuring says whether it holds.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bnscale import loss
 from bnscale.networks.norm import EPS, BatchNorm
+from bnscale.probes.passage import as_they_are, by_channel, left_out, passed, standardised
 from bnscale.probes.probe import asks, batch_statistics
 from bnscale.probes.snapshot import Snapshot
 
@@ -76,10 +76,8 @@ def sides(y: Tensor, gamma_C: Tensor, slope_y: Tensor, slope: Tensor, eps: float
 
 
 def _sides(y: Tensor, slope_y: Tensor, slope: Tensor, gamma_C: Tensor, eps: float) -> Sides:
-    y_CM, slope_y_CM, slope_CM = map(_by_channel, (y, slope_y, slope))
-    variance_C = y_CM.var(1, correction=0)
-    sigma_C = (variance_C + eps).sqrt()
-    normalised_CM = (y_CM - y_CM.mean(1, keepdim=True)) / sigma_C[:, None]
+    y_CM, slope_y_CM, slope_CM = map(by_channel, (y, slope_y, slope))
+    sigma_C, normalised_CM = standardised(y_CM, eps)
     scale_C = (gamma_C.double() / sigma_C).square()
     m = y_CM.shape[1]
     return Sides(
@@ -89,10 +87,6 @@ def _sides(y: Tensor, slope_y: Tensor, slope: Tensor, gamma_C: Tensor, eps: floa
         along_ones_C=scale_C * slope_CM.sum(1).square() / m,
         along_values_C=scale_C * (slope_CM * normalised_CM).sum(1).square() / m,
     )
-
-
-def _by_channel(values: Tensor) -> Tensor:
-    return values.detach().double().transpose(0, 1).flatten(1)
 
 
 @asks(
@@ -108,8 +102,8 @@ def gradient_bound(at: Snapshot) -> Iterator[GradientBound]:
     norms = [(site, cast(BatchNorm, at.network.get_submodule(site.name))) for site in at.trial.norms]
     every = _with_norms(at, [norm for _, norm in norms])
     for (site, norm), own in zip(norms, every, strict=True):
-        value, passed = _passed(at, [norm], lambda y, z: y)
-        y, _ = passed[norm]  # the same as with this norm, for nothing changed before it
+        value, through = passed(at, at.batch(), [norm], left_out)
+        y = through[norm].y  # the same as with this norm, for nothing changed before it
         (plain,) = torch.autograd.grad(value, [y])
         other = sides(y, norm.gamma_beta(y)[0].detach(), plain, plain, EPS)
         columns = (
@@ -125,34 +119,13 @@ def gradient_bound(at: Snapshot) -> Iterator[GradientBound]:
 
 def _with_norms(at: Snapshot, norms: list[BatchNorm]) -> list[Sides]:
     """Both sides with the gradient at the layer's output, of each norm, from one backward pass."""
-    value, passed = _passed(at, norms, lambda y, z: z)
-    slopes = iter(torch.autograd.grad(value, [each for norm in norms for each in passed[norm]]))
+    value, through = passed(at, at.batch(), norms, as_they_are)
+    slopes = iter(torch.autograd.grad(value, [each for norm in norms for each in through[norm]]))
     found = []
     for norm in norms:
-        y, _ = passed[norm]
+        y, _ = through[norm]
         found.append(sides(y, norm.gamma_beta(y)[0].detach(), next(slopes), next(slopes), EPS))
     return found
-
-
-def _passed(
-    at: Snapshot, norms: list[BatchNorm], goes_on: Callable[[Tensor, Tensor], Tensor]
-) -> tuple[Tensor, dict[nn.Module, tuple[Tensor, Tensor]]]:
-    """The loss of the next batch in training mode, `goes_on(y, z)` behind each of these norms; and their y and z."""
-    passed: dict[nn.Module, tuple[Tensor, Tensor]] = {}
-
-    def see(norm: nn.Module, inputs: tuple[Tensor, ...], z: Tensor) -> Tensor:
-        passed[norm] = inputs[0], z
-        return goes_on(inputs[0], z).clone()  # what follows may overwrite it
-
-    handles = [norm.register_forward_hook(see) for norm in norms]
-    try:
-        images_NCHW, targets = at.batch()
-        # Whatever trains, the gradient then reaches every layer.
-        value = loss.of_batch(at.trial, at.forward(images_NCHW.requires_grad_(), {}), targets)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return value, passed
 
 
 def _finite(value: float) -> float | None:

@@ -295,3 +295,14 @@ def batch_statistics(trial: Trial) -> str | None:
     if trial.precision is not Precision.FP32:
         return f"{trial.precision} values, whose rounding is as large as what is compared; set precision=fp32"
     return None
+
+
+def second_derivative(trial: Trial) -> str | None:
+    """The gradient of what trains can be differentiated once more, and is itself a derivative of the loss."""
+    if trial.precision is not Precision.FP32:
+        return f"{trial.precision} values, whose rounding drowns second derivatives; set precision=fp32"
+    if trial.norms and trial.norm in (Norm.L1, Norm.L2, Norm.LINF):
+        return f"{trial.norm} norms, whose gradient can be taken once only; set norm=batch"
+    if trial.norms and trial.norm is Norm.RENORM:
+        return "batch renormalization, whose corrections no gradient goes through; set norm=batch"
+    return something_trained(trial)

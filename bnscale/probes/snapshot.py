@@ -156,14 +156,21 @@ class Snapshot:
     ) -> tuple[float, dict[str, Tensor]]:
         """The loss on a batch with some parameters `changed`, infinite where it left the float32 numbers, and its
         gradient there, as in `gradients_on`."""
+        value, wanted = self.differentiable(batch, names, changed)
+        gradient = dict(zip(wanted, torch.autograd.grad(value, list(wanted.values())), strict=True))
+        number = float(value.detach())
+        return number if math.isfinite(number) else math.inf, gradient
+
+    def differentiable(
+        self, batch: tuple[Tensor, Tensor], names: Iterable[str], changed: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss on a batch in training mode with some parameters `changed`, as a function of these parameters, which
+        are the leaves of its graph; penalties and weight decay left out."""
         images_NCHW, targets = batch
         parameters = self.parameters | changed
         wanted = {name: parameters[name].detach().requires_grad_() for name in names}
         fixed = {name: p.detach() for name, p in parameters.items() if name not in wanted}
-        value = loss.of_batch(self.trial, self.forward(images_NCHW, fixed | wanted), targets)
-        gradient = dict(zip(wanted, torch.autograd.grad(value, list(wanted.values())), strict=True))
-        number = float(value.detach())
-        return number if math.isfinite(number) else math.inf, gradient
+        return loss.of_batch(self.trial, self.forward(images_NCHW, fixed | wanted), targets), wanted
 
     def share(self, gradients: dict[str, Tensor]) -> None:
         """Let other probes have gradients on the next batch that one computed for itself."""
