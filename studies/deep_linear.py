@@ -29,7 +29,7 @@ Saddles      A network learns the teacher's ten directions one by one, the stron
              The paper's 1,661 and 479 are about 3.6 and 2.5 directions of a typical teacher.
 Cost         Paper preset: 18 trainings of 10,000 steps, three seeds without norms and with batch norm, one with l_p
              norms; a step with l_1 or l_2 costs about 1.6 times one with batch norm, with l_inf twice. On two cores
-             about 10 minutes. Laptop: 24 trainings of 1,000 steps, about 2 minutes.
+             about 8 minutes. Laptop: 24 trainings of 1,000 steps, about 2 minutes.
 
     python studies/deep_linear.py plan --preset paper    trials, hours; starts nothing
     python studies/deep_linear.py --preset paper         trains, then reports
