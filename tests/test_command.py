@@ -115,7 +115,11 @@ def test_the_results_answer_sql_from_the_shell_and_from_python(said: str, store:
     assert "trainable" in out.splitlines()[0]
     assert len(out.splitlines()) == 4
     assert inside("sql", "accuracy_over_depth", *SHORT, "--store", str(store)) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 4
+    found = capsys.readouterr()
+    assert len(found.out.splitlines()) == 4
+    assert not found.err
+    assert inside("sql", "accuracy_over_depth", *SHORT, "--set", "momentum=0.5", "--store", str(store)) == 0
+    assert "none of the 2 trials of preset laptop is in " in capsys.readouterr().err
 
 
 def test_bnscale_asks_and_exports_any_store(

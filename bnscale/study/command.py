@@ -115,14 +115,23 @@ def app(study: Study, file: Path) -> typer.Typer:
         folder: DataPath = None,
     ) -> None:
         """Ask the results. Tables: trials, cells, plan, chosen, one a probe, and of a search tried and bracket."""
-        Store.existing(store)
+        known = Store.existing(store)
         asked = Asked.of(study, file, preset or _this_machine_s(), sets, store, folder)
         session = asked.session()
         if statement.isidentifier():
             statement = _named(statement, report.queries(file.with_suffix(".sql").read_text()), session)
+            if {each.trial.id for each in asked.planned}.isdisjoint(each.trial for each in known.manifests()):
+                print(_none_of_these(asked), file=sys.stderr)
         print(session.sql(statement))
 
     return commands
+
+
+def _none_of_these(asked: Asked) -> str:
+    return (
+        f"none of the {len(asked.planned):,} trials of preset {asked.preset} is in {asked.store}. --preset, "
+        "--set and, for data in files, --data say which trials those are: give what the run was given"
+    )
 
 
 def _named(name: str, queries: Queries, session: Session) -> str:
