@@ -91,7 +91,7 @@ def _sides(y: Tensor, slope_y: Tensor, slope: Tensor, gamma_C: Tensor, eps: floa
 
 @asks(
     batch_statistics,
-    steps=lambda trial: 1.5 + 1.2 * len(trial.norms),
+    steps=lambda trial: 1 + 0.65 * len(trial.norms),
     rows=lambda trial: sum(site.channels for site in trial.norms),
 )
 def gradient_bound(at: Snapshot) -> Iterator[GradientBound]:
