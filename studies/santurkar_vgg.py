@@ -1034,7 +1034,7 @@ def probes(
             for probe, cadences in along_and_turned
             for norms, steps in cadences.items()
         },
-        **{unless(only(probe, data=data), lr=[COMPARED_AT]): others * STEP for probe, _ in along_and_turned},
+        **{only(unless(probe, lr=[COMPARED_AT]), data=data): others * STEP for probe, _ in along_and_turned},
         only(at_layers(moment_change, *noisy), data=data): others * STEP,
         only(at_layers(activation_histogram, *seen), data=data): often * STEP,
         only(at_layers(activations, *seen), data=data): often * STEP,
