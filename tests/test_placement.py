@@ -14,7 +14,7 @@ from bnscale.probes import TABLES, Curve, Timing
 from bnscale.report import Verdict, figures
 from bnscale.store import Store
 from bnscale.study.plan import plan, relate, settings
-from bnscale.trial import Network, Outcome, Pixels, Placement, Trainable
+from bnscale.trial import Network, Outcome, Pixels, Placement, Refusal, Trainable
 
 FOLDER = Path(__file__).parents[1] / "studies"
 QUERIES = report.queries((FOLDER / "placement.sql").read_text())
@@ -118,6 +118,12 @@ def test_every_second_norm_leaves_about_as_many_as_half_the_depth_has_and_twice_
 def test_the_run_on_real_images_trains_four_networks_and_leaves_gamma_and_beta_alone_out():
     sets = ("depth=50", "placement=every,every_2", "epochs=1", "seed=0")
     assert Counter(str(each.trial.placement) for each in planned("paper", *sets)) == {"every": 2, "every_2": 2}
+
+
+def test_without_held_out_images_nothing_can_choose_a_rate_and_one_rate_needs_no_choice():
+    with pytest.raises(Refusal, match="validation 0: lr has .* --set lr="):
+        planned("laptop", "depth=50", "validation=0")
+    assert len(planned("laptop", "depth=50", "validation=0", "lr=0.1", "placement=every,every_2")) == 6
 
 
 # --- which rate answers ---------------------------------------------------------------------------

@@ -110,6 +110,18 @@ def test_a_network_is_timed_beside_that_with_every_norm_and_that_one_beside_none
     assert ((beside, "folded") in rows) == (beside == "every")
 
 
+def test_the_clock_runs_without_numbers_that_a_processor_is_slow_for(monkeypatch):
+    small: list[float] = []
+
+    def now(device: torch.device) -> float:
+        small.append(float(torch.full((), 1e-40) * 1))
+        return float(len(small))
+
+    monkeypatch.setattr(sys.modules[timing.__module__], "_now", now)
+    list(timing(looking_at(trial_of())))
+    assert set(small) == {0.0}
+
+
 def test_gamma_and_beta_alone_are_timed_alone():
     """Without norms nothing of that network would train."""
     assert {row.placement for row in timing(looking_at(trial_of(trainable=Trainable.BN)))} == {"every"}
@@ -127,6 +139,7 @@ def test_timing_moves_no_parameter_buffer_gradient_random_number_mode_or_thread(
     list(timing(at))
     assert torch.equal(torch.get_rng_state(), draws)
     assert torch.get_num_threads() == threads
+    assert float(torch.tensor(1e-40) * 1) > 0  # small numbers are 0 while the clock runs, and not after
     assert all(torch.equal(value, before[name]) for name, value in at.network.state_dict().items())
     assert all(parameter.grad is None for parameter in at.network.parameters())
     assert all(module.training for module in at.network.modules())

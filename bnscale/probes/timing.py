@@ -152,12 +152,16 @@ def _now(device: torch.device) -> float:
 
 @contextmanager
 def _one_thread(device: torch.device) -> Iterator[None]:
-    """On a CPU: its time is all the time there is."""
+    """On a CPU: its time is all the time there is. Numbers too small for full precision count as 0 meanwhile: it takes
+    many times as long for them, and where a network without norms saturates its loss, gradients are full of them.
+    """
     before = torch.get_num_threads()
     if device.type == "cpu":
         torch.set_num_threads(1)
+        torch.set_flush_denormal(True)
     try:
         yield
     finally:
         if device.type == "cpu":
+            torch.set_flush_denormal(False)
             torch.set_num_threads(before)
