@@ -5,12 +5,24 @@
 -- augmentation touched. Accuracy on training images counts the labels trained on.
 
 -- name: planned
--- One row per trial of the preset, run or not: its augmentation, where that is an axis, and as `others` the axes that
--- this study does not name.
+-- One row per trial of the preset, run or not: its data set, depth and augmentation, where that is an axis, whether its
+-- labels are true, as `changed` what its batch norm has that the report's does not, nothing where it is plain, and as
+-- `others` the axes that this study does not name. Where the data set is no axis it is that of the trials there are.
 select
     trial,
+    coalesce(
+        nullif(regexp_extract(cell, '(^| )data=(\S+)', 2), ''),
+        (select any_value(data) from plan as every join trials using (trial))
+    ) as data,
+    regexp_extract(cell, '(^| )depth=(\S+)', 2)::bigint as depth,
     regexp_extract(cell, '(^| )augmentation=(\S+)', 2) as augmented,
     regexp_extract(cell, '(^| )label_noise=(\S+)', 2) in ('', '0.0') as true_labels,
+    trim(regexp_replace(
+        cell,
+        '(^| )(data|depth|augmentation|label_noise|trainable=(bn|all)|norm_init=uniform|affine=both|affine_at=every|(gamma|beta)_l[12]=0\.0)\b(=\S+)?',
+        '',
+        'g'
+    )) as changed,
     trim(regexp_replace(
         cell,
         '(^| )(data|depth|trainable|augmentation|label_noise|norm_init|affine|affine_at|gamma_l1|gamma_l2|beta_l1|beta_l2)=\S+',
@@ -18,6 +30,28 @@ select
         'g'
     )) as others
 from plan
+
+-- name: rungs
+-- One row per data set and depth of the preset, run or not: whether it is the greatest or the least depth, whether all
+-- changes of batch norm are made at it, and at how many depths they are. What a claim says of "every depth", "the
+-- greatest depth" and "each data set" is asked of these; one that has no result counts as no seeds.
+with
+-- one row per data set and depth
+depths as (
+    select data, depth, count(distinct nullif(changed, '')) as changes
+    from planned
+    group by data, depth
+)
+
+select
+    data,
+    depth,
+    depth = max(depth) over of_data as deepest,
+    depth = min(depth) over of_data as shallowest,
+    changes = max(changes) over of_data as changed,
+    count(*) over (partition by data, changes) as changed_depths
+from depths
+window of_data as (partition by data)
 
 -- name: compared_augmentation
 -- One row: the augmentation under which networks on true labels are compared, of the plan and not of what has been run
@@ -140,11 +174,12 @@ where
 -- name: gap_by_depth
 -- One row per data set, depth and what trains: the plain networks' accuracies and gap, with its 95 % interval over
 -- seeds; `points`, `low` and `high` in percentage points. `image_error` is what so few images leave uncertain of the gap,
--- one standard error: all seeds share the images.
+-- one standard error: all seeds share the images. `uncertain` is one standard error of seeds and images.
 with
 -- one row per data set, depth and what trains
 over_seeds as (
     select
+        data,
         data_title,
         depth,
         kind,
@@ -153,14 +188,16 @@ over_seeds as (
         avg(test) as test,
         avg(gap) as gap,
         stddev_samp(gap) / sqrt(count(*)) as error,
+        coalesce(var_samp(test) / count(*), 0) as test_variance,
         any_value(train_images) as train_images,
         any_value(test_images) as test_images
     from compared
     where change = 'plain'
-    group by data_title, depth, kind
+    group by data, data_title, depth, kind
 )
 
 select
+    data,
     data_title,
     depth,
     kind,
@@ -172,7 +209,9 @@ select
     100 * gap as points,
     100 * (gap - t95 * error) as low,
     100 * (gap + t95 * error) as high,
-    sqrt(train * (1 - train) / train_images + test * (1 - test) / test_images) as image_error
+    sqrt(train * (1 - train) / train_images + test * (1 - test) / test_images) as image_error,
+    sqrt(pow(image_error, 2) + pow(coalesce(error, 0), 2)) as uncertain,
+    sqrt(test * (1 - test) / test_images + test_variance) as test_uncertain
 from over_seeds
 left join student using (n)
 order by data_title, depth, kind
@@ -215,14 +254,17 @@ order by data_title, depth, line, share
 
 -- name: changes_by_seed
 -- One row per data set, change of batch norm and seed, the plain network among them: BN-only accuracies and gap, and
--- these less those of the plain network of the same seed, means over the depths at which batch norm is changed.
+-- these less those of the plain network of the same seed, means over all depths at which the preset changes batch norm.
+-- A seed that lacks one of them has no row: means over other depths do not compare.
 select
-    changed.data_title,
+    data,
+    any_value(changed.data_title) as data_title,
     changed.change,
     any_value(changed.penalty) as penalty,
     any_value(changed.strength) as strength,
-    changed.seed,
-    count(*) as depths,
+    seed,
+    any_value(changed.train_images) as train_images,
+    any_value(changed.test_images) as test_images,
     avg(changed.train) as train,
     avg(changed.test) as test,
     avg(changed.held_out) as held_out,
@@ -230,24 +272,27 @@ select
     avg(changed.test - plain.test) as test_gain,
     avg(changed.gap - plain.gap) as gap_gain
 from compared as changed
-join compared as plain using (data_title, depth, seed)
+join compared as plain using (data, depth, seed)
+join rungs using (data, depth)
 where
     changed.kind = 'bn'
     and plain.kind = 'bn'
     and plain.change = 'plain'
-    and (changed.data_title, changed.depth) in (
-        select (data_title, depth) from compared where kind = 'bn' and change != 'plain'
-    )
-group by changed.data_title, changed.change, changed.seed
+    and rungs.changed
+group by data, changed.change, seed
+having count(*) = any_value(changed_depths)
 
 -- name: changes
 -- One row per data set and change of batch norm: BN-only accuracies and gap over seeds, and what the change makes of
--- the plain network's, with 95 % intervals.
+-- the plain network's, with 95 % intervals over seeds. `gap_gain_errors` and `test_gain_errors` are these by their
+-- standard error, of seeds and of images: what the images leave uncertain is added as if two networks erred on images
+-- that have nothing to do with each other, which is the most it can be while they err on like images.
 with
 -- one row per data set and change
 over_seeds as (
     select
-        data_title,
+        data,
+        any_value(data_title) as data_title,
         change,
         any_value(penalty) as penalty,
         any_value(strength) as strength,
@@ -260,12 +305,29 @@ over_seeds as (
         avg(gap_gain) as gap_gain,
         stddev_samp(gap_gain) / sqrt(count(*)) as gap_gain_error,
         avg(test_gain) as test_gain,
-        stddev_samp(test_gain) / sqrt(count(*)) as test_gain_error
+        stddev_samp(test_gain) / sqrt(count(*)) as test_gain_error,
+        avg(train) * (1 - avg(train)) / any_value(train_images) as train_variance,
+        avg(test) * (1 - avg(test)) / any_value(test_images) as test_variance
     from changes_by_seed
-    group by data_title, change
+    group by data, change
+),
+
+-- one row per data set and change: beside it the plain network's
+beside_plain as (
+    select
+        changed.*,
+        sqrt(pow(coalesce(changed.test_gain_error, 0), 2) + changed.test_variance + plain.test_variance) as test_uncertain,
+        sqrt(
+            pow(coalesce(changed.gap_gain_error, 0), 2)
+            + changed.train_variance + changed.test_variance + plain.train_variance + plain.test_variance
+        ) as gap_uncertain
+    from over_seeds as changed
+    join over_seeds as plain using (data)
+    where plain.change = 'plain'
 )
 
 select
+    data,
     data_title,
     change,
     penalty,
@@ -280,10 +342,12 @@ select
     gap_gain,
     gap_gain - t95 * gap_gain_error as gap_gain_low,
     gap_gain + t95 * gap_gain_error as gap_gain_high,
+    if(gap_uncertain > 0, gap_gain / gap_uncertain, 0) as gap_gain_errors,
     test_gain,
     test_gain - t95 * test_gain_error as test_gain_low,
-    test_gain + t95 * test_gain_error as test_gain_high
-from over_seeds
+    test_gain + t95 * test_gain_error as test_gain_high,
+    if(test_uncertain > 0, test_gain / test_uncertain, 0) as test_gain_errors
+from beside_plain
 left join student using (n)
 order by data_title, change != 'plain', penalty is null, penalty, strength, change
 
@@ -324,7 +388,8 @@ where change = 'plain'
 
 -- name: memorised_by_depth
 -- One row per data set, depth, what trains and share of random labels: labels memorised, over seeds with its 95 %
--- interval. `beyond` is their share of the training images, `per_parameter` their number by that of what trains.
+-- interval. `beyond` is their share of the training images, `uncertain` one standard error of it, of seeds and of the
+-- images looked at, `per_parameter` their number by that of what trains.
 with
 -- one row per data set, depth, what trains and share of random labels
 over_seeds as (
@@ -341,7 +406,8 @@ over_seeds as (
         avg(test) as test,
         avg(beyond) as beyond,
         stddev_samp(beyond) / sqrt(count(*)) as error,
-        (max(beyond) - min(beyond)) / 2 as spread
+        avg(train) * (1 - avg(train)) / any_value(train_images)
+        + pow(1 - label_noise, 2) * avg(test) * (1 - avg(test)) / any_value(test_images) as image_variance
     from memorised
     group by data, data_title, depth, kind, label_noise
 )
@@ -361,7 +427,7 @@ select
     beyond,
     beyond - t95 * error as beyond_low,
     beyond + t95 * error as beyond_high,
-    spread,
+    sqrt(image_variance + pow(coalesce(error, 0), 2)) as uncertain,
     images * beyond as labels,
     images * (beyond - t95 * error) as low,
     images * (beyond + t95 * error) as high,
@@ -378,90 +444,103 @@ where parameters is not null and label_noise > 0
 order by data_title, line, parameters
 
 -- name: random_labels
--- One row per data set and what trains, at the greatest depth: the networks on labels that are all random.
-select *
-from memorised_by_depth
-where label_noise = 1
-qualify row_number() over (partition by data_title, kind order by depth desc) = 1
+-- One row per data set, depth of the preset and what trains: the networks on labels that are all random, `n` = 0 and no
+-- numbers where there is none.
+select
+    rungs.data,
+    rungs.depth,
+    deepest,
+    shallowest,
+    kinds.kind,
+    coalesce(n, 0) as n,
+    train,
+    beyond,
+    beyond_low,
+    beyond_high,
+    uncertain,
+    labels,
+    per_parameter
+from rungs
+cross join (values ('bn'), ('all')) as kinds (kind)
+left join memorised_by_depth as known
+    on (known.data, known.depth, known.kind, known.label_noise) = (rungs.data, rungs.depth, kinds.kind, 1)
+
+-- name: learned_to_the_end
+-- One row, and none unless the networks trained whole have 95 % of the random labels right at every depth of the preset
+-- and on each data set. Before that, what has been memorised says how fast a network learns and not how much it holds.
+select min(train) as least
+from random_labels
+where kind = 'all'
+having count(train) = count(*) and min(train) >= 0.95
 
 -- name: overfits
 -- One row: the gap of BN only at the greatest depth by its standard error, of images and seeds, on the data set where
 -- that is least.
-with
--- one row per data set
-deepest as (
-    select *, sqrt(image_error * image_error + coalesce(error * error, 0)) as uncertain
-    from gap_by_depth
-    where kind = 'bn'
-    qualify row_number() over (partition by data_title order by depth desc) = 1
-)
-
-select gap / uncertain as measured, n, data_title, gap, uncertain
-from deepest
-where uncertain > 0
-qualify row_number() over (order by measured) = 1
+select
+    min(if(uncertain > 0, gap / uncertain, 0)) as measured,
+    min(coalesce(n, 0)) as n,
+    arg_min(data_title, gap / uncertain) as data_title,
+    arg_min(gap, gap / uncertain) as gap
+from rungs
+left join gap_by_depth as bn on (bn.data, bn.depth, bn.kind) = (rungs.data, rungs.depth, 'bn')
+where deepest
 
 -- name: whole_overfits_more
--- One row: the gap of the network trained whole less that of BN only, where that is least over data sets and depths.
+-- One row: the gap of the network trained whole less that of BN only by its standard error, of images and seeds, where
+-- that is least over data sets and depths.
 with
 -- one row per data set and depth
 differences as (
     select
-        max(gap) filter (where kind = 'all') - max(gap) filter (where kind = 'bn') as difference,
-        least(
-            coalesce(max(n) filter (where kind = 'all'), 0),
-            coalesce(max(n) filter (where kind = 'bn'), 0)
-        ) as n
-    from gap_by_depth
-    group by data_title, depth
+        whole.gap - bn.gap as difference,
+        sqrt(pow(whole.uncertain, 2) + pow(bn.uncertain, 2)) as uncertain,
+        least(coalesce(whole.n, 0), coalesce(bn.n, 0)) as n
+    from rungs
+    left join gap_by_depth as whole on (whole.data, whole.depth, whole.kind) = (rungs.data, rungs.depth, 'all')
+    left join gap_by_depth as bn on (bn.data, bn.depth, bn.kind) = (rungs.data, rungs.depth, 'bn')
 )
 
-select min(difference) as measured, min(n) as n
-from differences -- a depth at which one side has no number counts with n = 0
+select
+    min(if(uncertain > 0, difference / uncertain, 0)) as measured,
+    min(n) as n,
+    arg_min(difference, difference / uncertain) as difference
+from differences
 
 -- name: gains_over_the_ladder
--- One row per quantity of BN only, its gap and its test accuracy: at the greatest depth less at the least, with a 95 %
--- interval, on the data set where that is least.
+-- One row per quantity of BN only, its gap and its test accuracy: at the greatest depth less at the least by its
+-- standard error, of images and seeds, on the data set where that is least. No row where there is one depth.
 with
--- one row per data set, depth and quantity
-ladder as (
-    unpivot (
-        select data_title, depth, gap, test
-        from compared
-        where kind = 'bn' and change = 'plain'
-    )
-    on gap, test
-    into name quantity value reading
-),
-
--- one row per data set, quantity and depth
-means as (
-    select data_title, quantity, depth, avg(reading) as mean, var_samp(reading) / count(*) as squared_error, count(*) as n
-    from ladder
-    group by data_title, quantity, depth
-),
-
 -- one row per data set and quantity
-ends_of_it as (
+gains as (
     select
-        data_title,
-        quantity,
-        arg_max(mean, depth) - arg_min(mean, depth) as gain,
-        sqrt(arg_max(squared_error, depth) + arg_min(squared_error, depth)) as error,
-        least(arg_max(n, depth), arg_min(n, depth)) as n
-    from means
-    group by data_title, quantity
-    having count(*) > 1
+        unnest(['gap', 'test']) as quantity,
+        unnest([deep.gap - shallow.gap, deep.test - shallow.test]) as gain,
+        unnest([
+            sqrt(pow(deep.uncertain, 2) + pow(shallow.uncertain, 2)),
+            sqrt(pow(deep.test_uncertain, 2) + pow(shallow.test_uncertain, 2))
+        ]) as uncertain,
+        least(coalesce(deep.n, 0), coalesce(shallow.n, 0)) as n,
+        deep.data_title
+    from rungs as top
+    join rungs as bottom using (data)
+    left join gap_by_depth as deep on (deep.data, deep.depth, deep.kind) = (top.data, top.depth, 'bn')
+    left join gap_by_depth as shallow on (shallow.data, shallow.depth, shallow.kind) = (bottom.data, bottom.depth, 'bn')
+    where top.deepest and bottom.shallowest and top.depth > bottom.depth
 )
 
-select quantity, gain as measured, n, gain - t95 * error as low, gain + t95 * error as high, data_title
-from ends_of_it
-left join student using (n)
-qualify row_number() over (partition by quantity order by gain) = 1
+select
+    quantity,
+    min(if(uncertain > 0, gain / uncertain, 0)) as measured,
+    min(n) as n,
+    arg_min(gain, gain / uncertain) as gain,
+    arg_min(data_title, gain / uncertain) as data_title
+from gains
+group by quantity
 
 -- name: penalties
--- One row per penalty on gamma or beta: what it adds to the gap of BN only, at the strength that is best on held-out
--- images, on the data set where that is most. Without held-out images there is a row only where there is one strength.
+-- One row per penalty on gamma or beta: what it adds to the gap of BN only by its standard error, of images and seeds,
+-- at the strength that is best on held-out images, on the data set where that is most. Without held-out images there is
+-- a number only where there is one strength.
 with
 -- one row per data set and penalty
 picked as (
@@ -469,134 +548,209 @@ picked as (
     from changes
     where penalty is not null
     qualify
-        row_number() over (partition by data_title, penalty order by held_out desc nulls last, strength) = 1
-        and (held_out is not null or count(*) over (partition by data_title, penalty) = 1)
+        row_number() over (partition by data, penalty order by held_out desc nulls last, strength) = 1
+        and (held_out is not null or count(*) over (partition by data, penalty) = 1)
+),
+
+-- one row per penalty and data set of the preset
+asked as (
+    select distinct penalty, rungs.data
+    from picked, rungs
 )
 
 select
     penalty,
-    gap_gain as measured,
-    n,
-    gap_gain_low as low,
-    gap_gain_high as high,
-    strength,
-    test_gain,
-    data_title
-from picked
-qualify row_number() over (partition by penalty order by gap_gain desc) = 1
+    max(gap_gain_errors) as measured,
+    min(coalesce(n, 0)) as n,
+    arg_max(strength, gap_gain_errors) as strength,
+    arg_max(gap_gain, gap_gain_errors) as gap_gain,
+    arg_max(test_gain, gap_gain_errors) as test_gain,
+    arg_max(data_title, gap_gain_errors) as data_title
+from asked
+left join picked using (penalty, data)
+group by penalty
 
 -- name: best_change
--- One row: what the change of batch norm that is best on held-out images adds to BN-only test accuracy, on the data set
--- where that is least.
+-- One row: what the change of batch norm that is best on held-out images adds to BN-only test accuracy by its standard
+-- error, of images and seeds, on the data set where that is least.
 with
 -- one row per data set
 picked as (
     select *
     from changes
     where change != 'plain' and held_out is not null
-    qualify row_number() over (partition by data_title order by held_out desc, change) = 1
+    qualify row_number() over (partition by data order by held_out desc, change) = 1
 )
 
-select test_gain as measured, n, test_gain_low as low, test_gain_high as high, change, gap_gain, data_title
-from picked
-qualify row_number() over (order by test_gain) = 1
+select
+    min(test_gain_errors) as measured,
+    min(coalesce(n, 0)) as n,
+    arg_min(change, test_gain_errors) as change,
+    arg_min(test_gain, test_gain_errors) as test_gain,
+    arg_min(gap_gain, test_gain_errors) as gap_gain,
+    arg_min(data_title, test_gain_errors) as data_title
+from rungs
+left join picked using (data)
 
 -- name: gamma_over_beta
 -- One row: test accuracy with gamma alone trained less that with beta alone trained, seed by seed and as a mean over
--- depths, on the data set where that is least.
+-- depths, by its standard error, of images and seeds, on the data set where that is least.
 with
 -- one row per data set
 leads as (
     select
-        data_title,
+        data,
+        any_value(gamma.data_title) as data_title,
         count(*) as n,
         avg(gamma.test - beta.test) as lead,
-        stddev_samp(gamma.test - beta.test) / sqrt(count(*)) as error
+        sqrt(
+            coalesce(var_samp(gamma.test - beta.test) / count(*), 0)
+            + (avg(gamma.test) * (1 - avg(gamma.test)) + avg(beta.test) * (1 - avg(beta.test)))
+            / any_value(gamma.test_images)
+        ) as uncertain
     from changes_by_seed as gamma
-    join changes_by_seed as beta using (data_title, seed, depths)
+    join changes_by_seed as beta using (data, seed)
     where gamma.change = 'only gamma trains' and beta.change = 'only beta trains'
-    group by data_title
+    group by data
 )
 
-select lead as measured, n, lead - t95 * error as low, lead + t95 * error as high, data_title
-from leads
-left join student using (n)
-qualify row_number() over (order by lead) = 1
+select
+    min(if(uncertain > 0, lead / uncertain, 0)) as measured,
+    min(coalesce(n, 0)) as n,
+    arg_min(lead, lead / uncertain) as lead,
+    arg_min(data_title, lead / uncertain) as data_title
+from rungs
+left join leads using (data)
 
 -- name: memorises
--- One row per what trains: the share of random labels that the deepest network has right beyond chance, on the data set
--- where that is least.
-select kind, beyond as measured, n, beyond_low as low, beyond_high as high, labels, per_parameter, data_title
+-- One row: the share of random labels that the deepest network of BN only has right beyond chance, with a 95 % interval
+-- over seeds, on the data set where that is least.
+select
+    min(beyond) as measured,
+    min(n) as n,
+    arg_min(beyond_low, beyond) as low,
+    arg_min(beyond_high, beyond) as high,
+    arg_min(labels, beyond) as labels,
+    arg_min(per_parameter, beyond) as per_parameter,
+    arg_min(data, beyond) as data
 from random_labels
-qualify row_number() over (partition by kind order by beyond) = 1
+where kind = 'bn' and deepest
 
--- name: memorised_steps_that_fall
--- One row: at how many steps of the depth ladder the number of random labels that BN only memorises falls by more than
--- the seeds spread, half their range at either depth, added up. Over all data sets.
+-- name: memorised_steps
+-- One row: what a step of the depth ladder adds to the share of random labels that BN only memorises by its standard
+-- error, of images and seeds, at the step and on the data set where that is least.
 with
--- one row per data set and step from a depth to the next
+-- one row per data set and depth
 steps as (
     select
         beyond - lag(beyond) over ladder as gain,
-        spread + lag(spread) over ladder as spread,
+        sqrt(pow(uncertain, 2) + pow(lag(uncertain) over ladder, 2)) as uncertain,
         least(n, lag(n) over ladder) as n,
         lag(depth) over ladder as before
-    from memorised_by_depth
-    where kind = 'bn' and label_noise = 1
-    window ladder as (partition by data_title order by depth)
+    from random_labels
+    cross join learned_to_the_end
+    where kind = 'bn'
+    window ladder as (partition by data order by depth)
 )
 
-select count(*) filter (where gain < -spread) as measured, min(n) as n
+select
+    min(if(uncertain > 0, gain / uncertain, 0)) as measured,
+    min(n) as n,
+    arg_min(gain, gain / uncertain) as gain
 from steps
 where before is not null
-having count(*) > 0
 
 -- name: memorised_gain
--- One row: the share of random labels that BN only memorises at the greatest depth less at the least, on the data set
--- where that is least.
+-- One row: the share of random labels that BN only memorises at the greatest depth less at the least, with what two
+-- standard errors of images and seeds leave uncertain, on the data set where that is least.
 with
 -- one row per data set
 ladder as (
     select
-        data_title,
-        arg_max(beyond, depth) - arg_min(beyond, depth) as gain,
-        arg_max(labels, depth) / arg_min(labels, depth) as factor,
-        min(n) as n
-    from memorised_by_depth
-    where kind = 'bn' and label_noise = 1
-    group by data_title
-    having count(*) > 1
+        data,
+        top.beyond - bottom.beyond as gain,
+        2 * sqrt(pow(top.uncertain, 2) + pow(bottom.uncertain, 2)) as margin,
+        top.labels / bottom.labels as factor,
+        least(top.n, bottom.n) as n
+    from random_labels as top
+    join random_labels as bottom using (data, kind)
+    cross join learned_to_the_end
+    where kind = 'bn' and top.deepest and bottom.shallowest and top.depth > bottom.depth
 )
 
-select gain as measured, n, factor, data_title
+select
+    min(gain) as measured,
+    min(n) as n,
+    arg_min(gain - margin, gain) as low,
+    arg_min(gain + margin, gain) as high,
+    arg_min(factor, gain) as factor,
+    arg_min(data, gain) as data
 from ladder
-qualify row_number() over (order by gain) = 1
 
 -- name: whole_memorises_more
--- One row: the share of random labels that the network trained whole memorises less that of BN only, where that is
--- least over data sets and depths.
+-- One row: the share of random labels that the network trained whole memorises less that of BN only by its standard
+-- error, of images and seeds, where that is least over data sets and depths.
 with
 -- one row per data set and depth
 differences as (
     select
-        max(beyond) filter (where kind = 'all') - max(beyond) filter (where kind = 'bn') as difference,
-        least(
-            coalesce(max(n) filter (where kind = 'all'), 0),
-            coalesce(max(n) filter (where kind = 'bn'), 0)
-        ) as n
-    from memorised_by_depth
-    where label_noise = 1
-    group by data_title, depth
+        whole.beyond - bn.beyond as difference,
+        sqrt(pow(whole.uncertain, 2) + pow(bn.uncertain, 2)) as uncertain,
+        least(whole.n, bn.n) as n
+    from random_labels as whole
+    join random_labels as bn using (data, depth)
+    cross join learned_to_the_end
+    where whole.kind = 'all' and bn.kind = 'bn'
 )
 
-select min(difference) as measured, min(n) as n
-from differences -- a depth at which one side has no number counts with n = 0
+select
+    min(if(uncertain > 0, difference / uncertain, 0)) as measured,
+    min(n) as n,
+    arg_min(difference, difference / uncertain) as difference
+from differences
 
 -- name: fitted_on_cifar10
--- One row: accuracy of the deepest network trained whole on random labels of CIFAR-10, as many epochs as the report's.
-select train as measured, n, depth
-from random_labels
-where
-    data = 'cifar10'
-    and kind = 'all'
-    and (select min(epochs) from memorised join trials using (trial) where trials.label_noise = 1) >= 160
+-- One row: accuracy of 200 layers trained whole on random labels of CIFAR-10 by the report's schedule and without
+-- augmentation. Trials that something else tells apart, so that there are several of one seed, are left out.
+with
+-- one row per trial
+by_the_protocol as (
+    select train, seed
+    from memorised
+    join trials using (trial, seed)
+    where
+        trials.data = 'cifar10'
+        and trials.label_noise = 1
+        and augmentation = 'none'
+        and validation <= 5000
+        and trials.network = 'resnet'
+        and trials.depth = 200
+        and width = 1
+        and weight_init = 'he_normal'
+        and output_bias = 'random'
+        and norm = 'batch'
+        and placement = 'every'
+        and affine = 'both'
+        and affine_at = 'every'
+        and norm_init = 'uniform'
+        and trainable = 'all'
+        and batch = 128
+        and norm_batch = 128
+        and epochs = 160
+        and trials.lr = 0.1
+        and milestones = [0.5, 0.75]
+        and plateau is null
+        and lr_drop = 0.1
+        and warmup = 0
+        and momentum = 0.9
+        and weight_decay = 0.0001
+        and decay_on = 'all'
+        and norm_decay is null
+        and (gamma_l1, gamma_l2, beta_l1, beta_l2) = (0, 0, 0, 0)
+        and precision = 'fp32'
+    qualify count(*) over (partition by seed) = 1
+)
+
+select avg(train) as measured, count(*) as n
+from by_the_protocol
+having count(*) > 0

@@ -48,6 +48,10 @@ NAMES = {
     Placement.STAGE_ENDS: "at the ends of the stages",
     Placement.LAST: "before the classifier only",
 }
+TIMED = (
+    "The two take turns in one process, and the shortest of the turns counts. There is a number only where its 95 % "
+    "interval is within a twentieth either way."
+)
 
 KINDS = [
     Series(Placement.EVERY, "every", "#c8452f"),
@@ -88,7 +92,7 @@ def kept(place: Placement) -> Claim:
         unit="pt",
         band=(-0.02, math.inf),
         reason="A hypothesis: 'without sacrificing significant accuracy'. Two points: twice what the mean of a few "
-        "seeds is uncertain by. Any data can judge it. A network that diverged at every rate counts as chance.",
+        "seeds is uncertain by. Any data can judge it. A seed that diverged at the chosen rate counts as chance.",
         standing=Standing.INFERRED,
         needs=3,
     )
@@ -119,11 +123,11 @@ def overfits(place: Placement) -> Claim:
         query="wider_gap",
         row={"placement": place},
         paper=None,
-        unit="pt",
-        band=(0.005, math.inf),
-        reason="A hypothesis: norms are said to regularise (Luo et al. 2018), so fewer would do so less. Half a point "
-        "is a tenth of the gap, about five points, that fully trained CIFAR ResNets have. Only where both networks "
-        "have 90 % of the training images right.",
+        unit="standard errors",
+        band=(2.0, math.inf),
+        reason="A hypothesis: norms are said to regularise (Luo et al. 2018), so fewer would do so less. The sign "
+        "counts, beyond two standard errors, of seeds and of images. Only where both networks have 90 % of the "
+        "training images right.",
         standing=Standing.INFERRED,
         needs=3,
     )
@@ -140,7 +144,7 @@ def saves(place: Placement, mode: str) -> Claim:
         unit="",
         band=(0.0, 0.95),
         reason="A hypothesis: 'improved training or inference times'. Below a saving of a twentieth nobody would "
-        "change a network, and medians on a busy machine differ by a few per cent.",
+        "change a network. " + TIMED,
         standing=Standing.INFERRED,
         needs=3,
     )
@@ -173,21 +177,22 @@ CLAIMS = [
         unit="pt",
         band=(0.02, math.inf),
         reason="The report's baseline, without a number. Two points, twice what the mean of a few seeds is uncertain "
-        "by. A network that diverged at every rate counts as chance. Any data can judge it.",
+        "by. A seed that diverged at the chosen rate counts as chance. Any data can judge it.",
         standing=Standing.INFERRED,
         needs=3,
     ),
     Claim(
-        sentence="Larger blocks help, not fewer norms: with about as many norms, twice the convolutions do better.",
+        sentence="Larger blocks help, not fewer norms: norms after every 2nd convolution do better than every norm at "
+        "the same depth, and than every norm, about as many, in half the layers.",
         source=f"{REPORT}, section 6",
         query="larger_blocks",
         paper=None,
-        unit="pt",
-        band=(0.004, math.inf),
+        unit="standard errors",
+        band=(2.0, math.inf),
         reason="A hypothesis: 'that the large blocks were contributing to expressive power, and changes did not simply "
-        "come from a lower number of BN layers'. With every norm Frankle et al.'s networks gain 0.9 points from 32 to "
-        "56 layers on CIFAR-10 (read off a figure); half of that is nearer to it than to nothing. Any data can judge "
-        "it; whether seeds alone could make it, the interval says.",
+        "come from a lower number of BN layers'. The smaller of the two differences: where depth alone matters the "
+        "first is none, where fewer norms alone do the second. The sign counts, beyond two standard errors, of seeds "
+        "and of images. Any data can judge it.",
         standing=Standing.INFERRED,
         needs=3,
     ),
@@ -203,7 +208,7 @@ CLAIMS = [
         unit="",
         band=(0.95, 1.05),
         reason="Ours: the paper folds for integer arithmetic and has no such number. A folded network has a bias more "
-        "a convolution than one without norms; the medians of two networks on a busy machine differ by a few per cent.",
+        "a convolution than one without norms. " + TIMED,
         standing=Standing.INFERRED,
         needs=3,
     ),
@@ -215,7 +220,7 @@ CLAIMS = [
         paper=None,
         unit="",
         band=(0.95, 1.05),
-        reason="Ours, from the above. The medians of two networks on a busy machine differ by a few per cent.",
+        reason="Ours, from the above. " + TIMED,
         standing=Standing.INFERRED,
         needs=3,
     ),
@@ -224,10 +229,10 @@ CLAIMS = [
         source=f"{REPORT}, section 6; Frankle et al. 2021, figure 2",
         query="bn_only_gain",
         paper=None,
-        unit="pt",
-        band=(0.02, math.inf),
-        reason="Frankle et al. gain 34 points from 14 to 866 layers. Data and ladders differ, so any gain above 2 "
-        "points counts; whether seeds alone could make it, the interval says. Any data can judge it.",
+        unit="standard errors",
+        band=(2.0, math.inf),
+        reason="Frankle et al. gain 34 points from 14 to 866 layers. Data and ladders differ, so the sign counts, "
+        "beyond two standard errors, of seeds and of images. Any data can judge it.",
         standing=Standing.INFERRED,
         needs=3,
     ),
@@ -328,9 +333,10 @@ FIGURES = [
     Figure(
         title="Time by where norms stand",
         query="time_over_every",
-        caption="Time of a pass over one batch, over that of the same kind of pass with every norm at the same depth; "
-        "geometric means over seeds, 95 % intervals. Where clock is processor, it is the time that one CPU thread "
-        "computed. A training step is forward and backward, without the update. What has no norm has none to fold.",
+        caption="Time of a pass over one batch, over that of the same kind of pass with every norm at the same depth, "
+        "timed in turns in one process; geometric means over seeds, 95 % intervals. Where clock is processor, it is "
+        "the time that one CPU thread computed. A training step is forward and backward, without the update. What has "
+        "no norm has none to fold.",
         draw=bars(
             x="network",
             y="ratio",
@@ -383,6 +389,7 @@ study = Study(
         + placed([26, 74, 98], {Placement.EVERY: MANY})
         + bn_only([50, 152, 200], [0.03, 0.1, 0.3]),
         nuisance=[{}],
+        chosen="lr",
         seeds=range(5),
         note="The report's schedule starts at rate 0.1, at which networks without norms diverge: each has rates of its "
         "own, and 5,000 of the 50,000 training images are held out to choose one. The report has no results: "
@@ -413,6 +420,7 @@ study = Study(
         + placed([14], {Placement.EVERY: MANY})
         + bn_only([14, 26, 50], [0.1, 0.3]),
         nuisance=[{}],
+        chosen="lr",
         seeds=range(3),
         note="This preset trains on scikit-learn's digits (8x8 pixels, 1,200 training images) for 6 epochs, not on "
         "CIFAR-10 for 160. Networks of 14 layers are the controls of 26, and these of 50. The report has no results: "

@@ -24,7 +24,8 @@ qualify min(others) over () = max(others) over ()
 
 -- name: results
 -- One row per trial with a result: what it reached at its last step, in evaluation mode, null where it diverged. The
--- gap is training less test accuracy of the same weights, on as many images of each.
+-- gap is training less test accuracy of the same weights, on as many images of each. The variances are what so few
+-- images leave uncertain of one network's accuracies: all seeds share the images, and more seeds do not make it less.
 with
 -- one row per trial and step that was read
 readings as (
@@ -34,7 +35,9 @@ readings as (
         max(accuracy) filter (where split = 'train') as train,
         max(accuracy) filter (where split = 'test') as test,
         max(accuracy) filter (where split = 'validation') as held_out,
-        max(loss) filter (where split = 'train') as train_loss
+        max(loss) filter (where split = 'train') as train_loss,
+        max(images) filter (where split = 'train') as train_images,
+        max(images) filter (where split = 'test') as test_images
     from curve
     group by trial, step
 ),
@@ -61,6 +64,8 @@ select
     train - test as gap,
     held_out,
     train_loss,
+    train * (1 - train) / train_images as train_variance,
+    test * (1 - test) / test_images as test_variance,
     1 / case data when 'cifar100' then 100 else 10 end as chance
 from chosen
 join planned using (trial)
@@ -100,27 +105,36 @@ by_rate as (
     group by design, lr
 )
 
-select design, lr
+select
+    design,
+    lr,
+    case
+        when rates > 1 and lr = (select min(lr) from planned where planned.design = by_rate.design) then 'least'
+        when rates > 1 and lr = (select max(lr) from planned where planned.design = by_rate.design) then 'greatest'
+    end as at_end
 from by_rate
 where held_out is not null or diverged = results or rates = 1
 qualify row_number() over (partition by design order by diverged = 0 desc, held_out desc nulls last, lr) = 1
 
 -- name: reached
 -- One row per network and seed, at the rate that was chosen. `kind`: where norms stand, or that nothing else trains.
--- `accuracy` is on test images, null where the network diverged; `at_least` counts that as chance, for a network that
--- diverged at every rate kept nothing.
+-- `accuracy` is on test images, null where the network diverged; `at_least` counts that as chance: at every rate, or no
+-- other would have been chosen, some seed diverged.
 select
     depth,
     placement,
     trainable,
     case trainable when 'all' then placement else trainable || ', ' || placement end as kind,
     complete.lr,
+    at_end,
     seed,
     outcome,
     train,
     train_loss,
     gap,
     test as accuracy,
+    train_variance,
+    coalesce(test_variance, 0) as test_variance,
     coalesce(test, case when outcome = 'diverged' then chance end) as at_least
 from complete
 join best using (design)
@@ -128,14 +142,15 @@ where complete.lr = best.lr
 
 -- name: counted
 -- One row per depth and place: norm layers of the network, as the probe of times counts them.
-select depth, placement, max(norms) as norms
+select depth, timing.placement, max(norms) as norms
 from timing
 join trials using (trial)
 where mode = 'train' and trial in (select trial from planned)
-group by depth, placement
+group by depth, timing.placement
 
 -- name: accuracy_over_depth
--- One row per kind and depth: test accuracy over seeds with its 95 % interval, at the chosen rate.
+-- One row per kind and depth: test accuracy over seeds with its 95 % interval, at the chosen rate. `at_end`: where that is
+-- the least or the greatest of several; beyond it may be a better one.
 with
 -- one row per kind and depth
 over_seeds as (
@@ -143,6 +158,7 @@ over_seeds as (
         kind,
         depth,
         any_value(lr) as lr,
+        any_value(at_end) as at_end,
         count(accuracy) as n,
         avg(accuracy) as accuracy,
         stddev_samp(accuracy) / sqrt(count(accuracy)) as error,
@@ -151,7 +167,7 @@ over_seeds as (
     group by kind, depth
 )
 
-select kind, depth, lr, n, accuracy, accuracy - t95 * error as low, accuracy + t95 * error as high, diverged
+select kind, depth, lr, at_end, n, accuracy, accuracy - t95 * error as low, accuracy + t95 * error as high, diverged
 from over_seeds
 left join student using (n)
 order by kind, depth
@@ -275,13 +291,17 @@ order by whole, network
 
 -- name: beside_every
 -- One row per place, depth and seed: a network with fewer norms or none, less that with a norm everywhere, of the same
--- depth and seed, everything trained.
+-- depth and seed, everything trained. The variances are what so few images leave uncertain of a difference, as if the
+-- two erred on images that have nothing to do with each other: the most it can be while they err on like images.
 select
     fewer.placement,
+    fewer.trainable,
     depth,
     seed,
     fewer.at_least - every.at_least as accuracy,
+    fewer.test_variance + every.test_variance as accuracy_variance,
     fewer.gap - every.gap as gap,
+    fewer.test_variance + every.test_variance + fewer.train_variance + every.train_variance as gap_variance,
     fewer.train >= 0.9 and every.train >= 0.9 as fit,
     ln(nullif(fewer.train_loss, 0) / nullif(every.train_loss, 0)) as log_loss
 from reached as fewer
@@ -289,22 +309,30 @@ join reached as every using (depth, seed)
 where (every.placement, every.trainable) = ('every', 'all') and fewer.trainable = 'all' and fewer.placement != 'every'
 
 -- name: depths_of
--- One row per place: at how many depths the preset has it, run or not.
-select
-    regexp_extract(design, '(^| )placement=(\S+)', 2) as placement,
-    count(distinct regexp_extract(design, '(^| )depth=(\S+)', 2)) as depths
-from planned
-group by placement
+-- One row per place and what trains: at how many depths the preset has it, run or not, and the least and the greatest.
+with
+-- one row per trial of the preset
+networks as (
+    select
+        coalesce(nullif(regexp_extract(design, '(^| )placement=(\S+)', 2), ''), 'every') as placement,
+        coalesce(nullif(regexp_extract(design, '(^| )trainable=(\S+)', 2), ''), 'all') as trainable,
+        regexp_extract(design, '(^| )depth=(\S+)', 2)::bigint as depth
+    from planned
+)
+
+select placement, trainable, count(distinct depth) as depths, min(depth) as shallowest, max(depth) as deepest
+from networks
+group by placement, trainable
 
 -- name: kept_accuracy
 -- One row per place: test accuracy less that of a norm everywhere at the same depth, mean over the depths that the
--- preset has, with a 95 % interval over the seeds that have them all. A network that diverged counts as chance.
+-- preset has, with a 95 % interval over the seeds that have them all. A seed that diverged counts as chance.
 with
 -- one row per place and seed
 by_seed as (
     select placement, seed, avg(accuracy) as difference
     from beside_every
-    join depths_of using (placement)
+    join depths_of using (placement, trainable)
     where accuracy is not null
     group by placement, seed
     having count(*) = any_value(depths)
@@ -332,57 +360,83 @@ select -measured as measured, n, -high as low, -low as high
 from kept_accuracy
 where placement = 'none'
 
--- name: larger_blocks
--- One row: test accuracy with a norm after every second layer less that of half as many layers with a norm after each,
--- which has as many norms, mean over all depths at which the preset has the first, over the seeds that have both at each
--- of them, with a 95 % interval. `norms` and `half_norms`: of the two, added up over the depths.
+-- name: blocks_and_norms
+-- One row per network that a norm after every second layer is held against, `other`: one with every norm and the same
+-- layers, from which it differs in norms alone, and one with every norm and half the layers, which has as many norms.
+-- Test accuracy of the first less that of the other, mean over all depths at which the preset has the first, over the
+-- seeds that have both at each of them, with a 95 % interval over seeds; `errors`: by its standard error, of seeds and of
+-- images. `norms` and `other_norms`: of the two, added up over the depths.
 with
--- one row per depth and seed
+-- one row per other network, depth and seed
 pairs as (
     select
+        if(other.depth = fewer.depth, 'every norm', 'half the layers') as other,
         fewer.depth,
         fewer.seed,
-        fewer.at_least - half.at_least as difference,
+        fewer.at_least - other.at_least as difference,
+        fewer.test_variance + other.test_variance as variance,
         own.norms,
-        other.norms as half_norms
+        others.norms as other_norms
     from reached as fewer
-    join reached as half
-        on half.depth = 6 * round((fewer.depth / 2 - 2) / 6) + 2 and half.seed = fewer.seed
+    join reached as other
+        on
+            other.depth in (fewer.depth, 6 * round((fewer.depth / 2 - 2) / 6) + 2)
+            and other.seed = fewer.seed
     left join counted as own on (own.depth, own.placement) = (fewer.depth, 'every_2')
-    left join counted as other on (other.depth, other.placement) = (half.depth, 'every')
+    left join counted as others on (others.depth, others.placement) = (other.depth, 'every')
     where
         (fewer.placement, fewer.trainable) = ('every_2', 'all')
-        and (half.placement, half.trainable) = ('every', 'all')
+        and (other.placement, other.trainable) = ('every', 'all')
 ),
 
--- one row per seed
+-- one row per other network and seed
 by_seed as (
     select
+        other,
         seed,
         avg(difference) as difference,
+        avg(variance) as variance,
         sum(norms) as norms,
-        sum(half_norms) as half_norms
+        sum(other_norms) as other_norms
     from pairs
     where difference is not null
-    group by seed
-    having count(*) = (select depths from depths_of where placement = 'every_2')
+    group by other, seed
+    having count(*) = (select depths from depths_of where (placement, trainable) = ('every_2', 'all'))
 ),
 
--- one row
+-- one row per other network
 over_seeds as (
     select
+        other,
         avg(difference) as measured,
         count(*) as n,
         stddev_samp(difference) / sqrt(count(*)) as error,
+        avg(variance) as variance,
         any_value(norms) as norms,
-        any_value(half_norms) as half_norms
+        any_value(other_norms) as other_norms
     from by_seed
-    having count(*) > 0
+    group by other
 )
 
-select measured, n, measured - t95 * error as low, measured + t95 * error as high, norms, half_norms
+select
+    other,
+    measured,
+    n,
+    measured - t95 * error as low,
+    measured + t95 * error as high,
+    measured / sqrt(variance + pow(coalesce(error, 0), 2)) as errors,
+    norms,
+    other_norms
 from over_seeds
 left join student using (n)
+order by other
+
+-- name: larger_blocks
+-- One row: of the two differences the smaller by its standard error. Where depth alone matters a norm after every second
+-- layer beats half the layers; where fewer norms alone do, it beats every norm; only both say that larger blocks help.
+select min(errors) as measured, min(n) as n, arg_min(other, errors) as other, arg_min(measured, errors) as difference
+from blocks_and_norms
+having count(*) = 2
 
 -- name: expressive_power
 -- One row per place: the loss on training images over that of a norm everywhere at the same depth, geometric mean over
@@ -392,7 +446,7 @@ with
 by_seed as (
     select placement, seed, avg(log_loss) as log_loss
     from beside_every
-    join depths_of using (placement)
+    join depths_of using (placement, trainable)
     group by placement, seed
     having count(*) = any_value(depths) and count(log_loss) = count(*)
 ),
@@ -413,13 +467,13 @@ order by placement
 -- name: wider_gap
 -- One row per place: training less test accuracy, less the same of a norm everywhere at the same depth, over the depths
 -- that the preset has and the seeds of which at every depth both networks have 90 % of the training images right: what
--- does not fit has no gap to speak of. With a 95 % interval.
+-- does not fit has no gap to speak of. By its standard error, of seeds and of images.
 with
 -- one row per place and seed
 by_seed as (
-    select placement, seed, avg(gap) as difference
+    select placement, seed, avg(gap) as difference, avg(gap_variance) as variance
     from beside_every
-    join depths_of using (placement)
+    join depths_of using (placement, trainable)
     where fit
     group by placement, seed
     having count(*) = any_value(depths)
@@ -429,77 +483,72 @@ by_seed as (
 over_seeds as (
     select
         placement,
-        avg(difference) as measured,
+        avg(difference) as difference,
         count(*) as n,
-        stddev_samp(difference) / sqrt(count(*)) as error
+        sqrt(avg(variance) + coalesce(var_samp(difference) / count(*), 0)) as uncertain
     from by_seed
     group by placement
 )
 
-select placement, measured, n, measured - t95 * error as low, measured + t95 * error as high
+select placement, if(uncertain > 0, difference / uncertain, 0) as measured, n, difference, uncertain
 from over_seeds
-left join student using (n)
 order by placement
 
 -- name: bn_only_gain
--- One row: test accuracy of gamma and beta trained alone in the deepest network of the preset less the shallowest, over
--- the seeds that have both, with a 95 % interval.
+-- One row: test accuracy of gamma and beta trained alone in the deepest network of the preset less the shallowest by its
+-- standard error, of seeds and of images, over the seeds that have both. None where the preset has one depth.
 with
--- one row per seed that has all depths
+-- one row per seed that has both depths
 by_seed as (
-    select seed, arg_max(accuracy, depth) - arg_min(accuracy, depth) as gain
-    from reached
-    where (trainable, placement) = ('bn', 'every') and accuracy is not null
-    group by seed
-    having
-        count(*) > 1
-        and count(*) = (
-            select count(distinct depth) from reached where (trainable, placement) = ('bn', 'every')
-        )
+    select deep.accuracy - shallow.accuracy as gain, deep.test_variance + shallow.test_variance as variance
+    from depths_of as planned_depths
+    join reached as deep
+        on (deep.depth, deep.trainable, deep.placement) = (deepest, planned_depths.trainable, planned_depths.placement)
+    join reached as shallow
+        on
+            (shallow.depth, shallow.trainable, shallow.placement, shallow.seed)
+            = (shallowest, deep.trainable, deep.placement, deep.seed)
+    where (planned_depths.trainable, planned_depths.placement) = ('bn', 'every') and deepest > shallowest
 ),
 
 -- one row
 over_seeds as (
-    select avg(gain) as measured, count(*) as n, stddev_samp(gain) / sqrt(count(*)) as error
+    select
+        avg(gain) as gain,
+        count(gain) as n,
+        sqrt(avg(variance) + coalesce(var_samp(gain) / count(gain), 0)) as uncertain
     from by_seed
-    having count(*) > 0
+    having count(gain) > 0
 )
 
-select measured, n, measured - t95 * error as low, measured + t95 * error as high
+select if(uncertain > 0, gain / uncertain, 0) as measured, n, gain, uncertain
 from over_seeds
-left join student using (n)
 
--- name: seconds
--- One row per depth, place, seed, kind of pass and machine, everything trained: seconds of a pass over one batch,
--- geometric mean over the learning rates, which they do not depend on.
+-- name: paces
+-- One row per depth, place, seed, kind of pass and that which it is held against, `other` and `other_mode`, of the
+-- network timed in turns with it: log of the ratio of their times, mean over the learning rates, which they do not
+-- depend on. Each ratio is of times that one process read in the same seconds.
 select
     depth,
-    placement,
+    own.placement,
     seed,
-    mode,
-    host,
-    device,
-    clock,
-    images,
-    exp(avg(ln(nullif(timing.seconds, 0)))) as seconds
-from timing
+    own.mode,
+    beside.placement as other,
+    beside.mode as other_mode,
+    any_value(clock) as clock,
+    avg(ln(own.seconds)) as log_seconds,
+    avg(ln(own.seconds / beside.seconds)) as log_ratio
+from timing as own
+join timing as beside using (trial, step, clock, images)
 join planned using (trial)
 join trials using (trial)
-where trainable = 'all'
-group by depth, placement, seed, mode, host, device, clock, images
+where trainable = 'all' and own.placement = trials.placement and own.seconds > 0 and beside.seconds > 0
+group by depth, own.placement, seed, own.mode, other, other_mode
 
 -- name: time_over_every
 -- One row per depth, place and kind of pass: its time over that of the same kind of pass with a norm everywhere at the
--- same depth, on the same machine: geometric mean over seeds, with a 95 % interval.
+-- same depth, timed in turns with it: geometric mean over seeds, with a 95 % interval.
 with
--- one row per depth, place, kind of pass and seed; `log_ratio` is 0 for a norm everywhere
-ratios as (
-    select depth, own.placement, mode, seed, clock, own.seconds, ln(own.seconds / every.seconds) as log_ratio
-    from seconds as own
-    join seconds as every using (depth, seed, mode, host, device, clock, images)
-    where every.placement = 'every'
-),
-
 -- one row per depth, place and kind of pass
 over_seeds as (
     select
@@ -508,10 +557,11 @@ over_seeds as (
         mode,
         any_value(clock) as clock,
         count(*) as n,
-        exp(avg(ln(seconds))) as seconds,
+        exp(avg(log_seconds)) as seconds,
         avg(log_ratio) as mean,
         stddev_samp(log_ratio) / sqrt(count(*)) as error
-    from ratios
+    from paces
+    where other = 'every' and other_mode = mode
     group by depth, placement, mode
 )
 
@@ -533,8 +583,9 @@ left join student using (n)
 order by depth, norms desc, placement, mode
 
 -- name: time_saved
--- One row per comparison, over all depths that have both: time over time, geometric mean over depths and seeds, with a
--- 95 % interval. `place` and `mode` over `other` and `other_mode`.
+-- One row per comparison, over all depths at which the preset has the place: time over time, geometric mean over depths
+-- and seeds, with a 95 % interval. No number where that is wider than a twentieth either way: then the machine was too
+-- busy to tell.
 with
 -- one row per comparison
 asked as (
@@ -550,21 +601,13 @@ asked as (
 
 -- one row per comparison and seed
 by_seed as (
-    select
-        asked.placement,
-        asked.mode,
-        asked.other,
-        asked.other_mode,
-        own.seed,
-        avg(ln(own.seconds / beside.seconds)) as log_ratio
+    select placement, mode, other, seed, avg(log_ratio) as log_ratio
     from asked
-    join seconds as own on (own.placement, own.mode) = (asked.placement, asked.mode)
-    join seconds as beside
-        on
-            (beside.placement, beside.mode) = (asked.other, asked.other_mode)
-            and (beside.depth, beside.seed, beside.host, beside.device, beside.clock, beside.images)
-            = (own.depth, own.seed, own.host, own.device, own.clock, own.images)
-    group by asked.placement, asked.mode, asked.other, asked.other_mode, own.seed
+    join paces using (placement, mode, other, other_mode)
+    join depths_of using (placement)
+    where depths_of.trainable = 'all'
+    group by placement, mode, other, seed
+    having count(*) = any_value(depths)
 ),
 
 -- one row per comparison
@@ -580,7 +623,15 @@ over_seeds as (
     group by placement, mode, other
 )
 
-select placement, mode, other, exp(mean) as measured, n, exp(mean - t95 * error) as low, exp(mean + t95 * error) as high
+select
+    placement,
+    mode,
+    other,
+    case when exp(t95 * error) <= 1.05 then exp(mean) end as measured,
+    n,
+    exp(mean) as ratio,
+    exp(mean - t95 * error) as low,
+    exp(mean + t95 * error) as high
 from over_seeds
 left join student using (n)
 order by mode, placement
@@ -594,6 +645,7 @@ join planned using (trial)
 join trials using (trial)
 where
     data = 'cifar10'
+    and label_noise = 0
     and augmentation = 'flip_shift'
     and validation <= 5000
     and trials.network = 'resnet'

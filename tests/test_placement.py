@@ -14,7 +14,7 @@ from bnscale.probes import TABLES, Curve, Timing
 from bnscale.report import Verdict, figures
 from bnscale.store import Store
 from bnscale.study.plan import plan, relate, settings
-from bnscale.trial import Network, Outcome, Pixels, Placement, Trainable
+from bnscale.trial import Network, Outcome, Pixels, Placement, Refusal, Trainable
 
 FOLDER = Path(__file__).parents[1] / "studies"
 QUERIES = report.queries((FOLDER / "placement.sql").read_text())
@@ -35,7 +35,7 @@ def planned(preset, *sets):
     return plan(asked, lambda data: Pixels.ORIGINAL)
 
 
-def session_with(folder, every, reached, seconds=lambda trial, mode: 1.0):
+def session_with(folder, every, reached, seconds=lambda trial, mode, norms: 1.0, host=lambda trial: "here"):
     """SQL over a store with these trials. `reached`: training, test and held-out accuracy and training loss at the end,
     None for one that diverged, and () for one that has not been run."""
     store = Store(folder)
@@ -43,18 +43,21 @@ def session_with(folder, every, reached, seconds=lambda trial, mode: 1.0):
         trial, found = each.trial, reached(each.trial)
         if found == ():
             continue
-        writer = store.writer(trial, {"curve": "10 epochs", "timing": "start"}, {"host": "here", "device": "cpu"})
+        writer = store.writer(trial, {"curve": "10 epochs", "timing": "start"}, {"host": host(trial), "device": "cpu"})
         start = (0.1, 0.9, 0.1, 9.0)  # it must not count
         for step, end in ((0, start), (trial.total_steps, found)):
             if end is not None:
                 train, test, held_out, loss = end
                 for split, accuracy in (("train", train), ("test", test), ("validation", held_out)):
                     writer.write("curve", [Curve(step, 0.0, split, 100, loss, accuracy, 1.0)])
-        for mode in ("train", "evaluation", "folded"):
-            norms = len(trial.norms)
-            if norms or mode != "folded":
-                row = Timing(0, mode, norms * (mode != "folded"), 48, 5, "processor", seconds(trial, mode))
-                writer.write("timing", [row])
+        beside = Placement.NONE if trial.placement is Placement.EVERY else Placement.EVERY
+        for place in (trial.placement, beside):
+            norms = len(placed(trial.network, trial.depth, trial.width, trial.facts.side, place))
+            for mode in ("train", "evaluation", "folded"):
+                if norms or mode != "folded":
+                    took = seconds(trial, mode, norms)
+                    row = Timing(0, str(place), mode, norms * (mode != "folded"), 48, 5, "processor", took)
+                    writer.write("timing", [row])
         writer.finish(Outcome.FINISHED if found else Outcome.DIVERGED, trial.total_steps, {})
     session = query.open(folder, TABLES)
     relate(session, every)
@@ -117,6 +120,12 @@ def test_the_run_on_real_images_trains_four_networks_and_leaves_gamma_and_beta_a
     assert Counter(str(each.trial.placement) for each in planned("paper", *sets)) == {"every": 2, "every_2": 2}
 
 
+def test_without_held_out_images_nothing_can_choose_a_rate_and_one_rate_needs_no_choice():
+    with pytest.raises(Refusal, match="validation 0: lr has .* --set lr="):
+        planned("laptop", "depth=50", "validation=0")
+    assert len(planned("laptop", "depth=50", "validation=0", "lr=0.1", "placement=every,every_2")) == 6
+
+
 # --- which rate answers ---------------------------------------------------------------------------
 
 
@@ -139,6 +148,7 @@ def test_the_rate_is_chosen_on_held_out_images_and_one_without_divergence_comes_
     assert (found["every", 50]["lr"], found["every", 50]["accuracy"]) == (0.01, pytest.approx(0.8))
     assert found["none", 50]["lr"] == 1e-5
     assert found["none", 50]["diverged"] == 0
+    assert (found["every", 50]["at_end"], found["none", 50]["at_end"]) == ("least", "least")
 
 
 def test_a_seed_that_lacks_a_rate_is_left_out_and_a_setting_is_not_a_seed(tmp_path):
@@ -188,15 +198,38 @@ def test_fewer_norms_are_held_against_every_norm_at_the_same_depth_and_seed_over
     assert gain["low"] < gain["measured"] < gain["high"]
 
 
-def test_larger_blocks_are_held_against_half_the_layers_with_as_many_norms(whole):
+def test_larger_blocks_are_held_against_every_norm_at_the_same_depth_and_as_many_norms_in_half_the_layers(whole):
+    apart = answer(whole, "blocks_and_norms", "other")
+    assert measured(apart["half the layers"]) == (((0.89 - 0.86) + (0.87 - 0.85)) / 2, 3)
+    assert measured(apart["every norm"]) == (0.0, 3)
+    assert {other: (row["norms"], row["other_norms"]) for other, row in apart.items()} == {
+        "half the layers": (24 + 12, 27 + 15), "every norm": (24 + 12, 51 + 27)
+    }  # fmt: skip
     row = only_row(whole, "larger_blocks")
-    assert measured(row) == (((0.89 - 0.86) + (0.87 - 0.85)) / 2, 3)
-    assert (row["norms"], row["half_norms"]) == (24 + 12, 27 + 15)
+    assert (row["other"], row["measured"]) == ("every norm", pytest.approx(0))
     apart = answer(whole, "told_apart", "depth", "network")
     assert {key: (row["layers"], row["norms"], pytest.approx(row["accuracy"])) for key, row in apart.items()} == {
         (50, "every"): (50, 51, 0.91), (50, "every_2"): (50, 24, 0.90), (50, "half the depth"): (26, 27, 0.87),
         (26, "every"): (26, 27, 0.87), (26, "every_2"): (26, 12, 0.88), (26, "half the depth"): (14, 15, 0.86),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("of", "holds"),
+    [
+        (lambda depth, place: {14: 0.5, 26: 0.7, 50: 0.9}[depth], False),  # depth alone matters
+        (lambda depth, place: 0.9 if place is Placement.EVERY_2 else 0.7, True),
+        (lambda depth, place: {14: 0.9, 26: 0.7, 50: 0.5}[depth] + 0.2 * (place is Placement.EVERY_2), False),  # norms
+        (lambda depth, place: 0.91 if place is Placement.EVERY_2 else 0.90, False),  # less than 100 images tell
+        (lambda depth, place: 0.9, False),
+    ],
+)
+def test_larger_blocks_help_only_where_neither_depth_nor_the_number_of_norms_alone_would_do(of, holds, tmp_path):
+    every = planned("laptop", "placement=every,every_2")
+    session = session_with(tmp_path, every, lambda trial: done(of(trial.depth, trial.placement)))
+    (claim,) = (each for each in declared().claims if each.query == "larger_blocks")
+    expected = Verdict.REPRODUCED if holds else Verdict.NOT_REPRODUCED
+    assert report.judge(claim, session, QUERIES).verdict is expected
 
 
 def test_a_depth_without_its_half_has_no_number_for_larger_blocks(tmp_path):
@@ -210,7 +243,7 @@ def test_the_gap_is_training_less_test_accuracy_of_one_step_and_is_asked_of_netw
     assert gaps["every", 50]["gap"] == pytest.approx(1.0 - 0.91)
     assert gaps["bn, every", 50]["gap"] == pytest.approx(0.85 - 0.71)
     wider = answer(whole, "wider_gap", "placement")
-    assert measured(wider["every_2"]) == ((0.01 - 0.01) / 2, 3)
+    assert measured(wider["every_2"]) == (0.0, 3)
     assert set(wider) == {"every_2", "last"}  # every fifth has 85 % of the training images right at 50 layers
 
 
@@ -221,7 +254,16 @@ def test_expressive_power_is_a_ratio_of_training_losses_and_a_network_that_diver
 
 
 def test_gamma_and_beta_alone_are_held_against_themselves_from_the_shallowest_to_the_deepest(whole):
-    assert measured(only_row(whole, "bn_only_gain")) == (0.2, 3)
+    row = only_row(whole, "bn_only_gain")
+    assert (row["gain"], row["n"]) == (pytest.approx(0.2), 3)
+    of_images = sum((p * (1 - p) for s in range(3) for p in (0.5 + s / 100, 0.7 + s / 100)), 0.0) / 3 / 100
+    assert row["measured"] == pytest.approx(0.2 / math.sqrt(of_images))  # seeds gain alike
+
+
+def test_the_deepest_network_of_gamma_and_beta_alone_is_that_of_the_preset_whatever_has_been_run(tmp_path):
+    every = planned("laptop", "trainable=bn")
+    session = session_with(tmp_path, every, lambda trial: () if trial.depth == 50 else reaches(trial))
+    assert session.sql(QUERIES["bn_only_gain"].sql).rows == []
 
 
 def test_accuracy_over_norms_has_a_family_of_depths_and_families_of_places(whole):
@@ -239,15 +281,15 @@ def test_accuracy_over_norms_has_a_family_of_depths_and_families_of_places(whole
 TAKES = {"train": 3.0, "evaluation": 1.0, "folded": 0.8}
 
 
-def takes(trial, mode):
-    """A hundredth a norm, unless it is folded; a machine that is slower for some seeds, for all networks alike."""
-    per_norm = 0.0 if mode == "folded" else 0.01
-    return (TAKES["folded" if not trial.norms else mode] + per_norm * len(trial.norms)) * (1 + trial.seed)
+def takes(trial, mode, norms):
+    """A hundredth a norm, unless it is folded; each trial on a machine of its own pace, for all its networks alike."""
+    pace = 1 + trial.seed + 100 * trial.lr + len(trial.norms) % 7
+    return (TAKES[mode if norms else "folded"] + 0.01 * norms * (mode != "folded")) * pace
 
 
-def test_times_are_ratios_within_a_seed_and_a_machine(tmp_path):
+def test_times_are_ratios_within_a_trial_whatever_the_pace_of_its_machine(tmp_path):
     # A trial that diverged was timed before that.
-    session = session_with(tmp_path, planned("laptop"), lambda trial: None, takes)
+    session = session_with(tmp_path, planned("laptop"), lambda trial: None, takes, host=lambda trial: trial.id)
     rows = answer(session, "time_over_every", "depth", "placement", "mode")
     row = rows[50, "every_2", "train"]
     assert (row["ratio"], row["n"], row["norms"], row["clock"]) == (pytest.approx(3.24 / 3.51), 3, 24, "processor")
@@ -260,6 +302,20 @@ def test_times_are_ratios_within_a_seed_and_a_machine(tmp_path):
     assert measured(saved["every", "folded", "none"]) == (1.0, 3)
     assert measured(saved["every_2", "folded", "every"]) == (1.0, 3)
     assert len(saved) == 6
+
+
+def test_a_ratio_of_times_that_seeds_leave_uncertain_or_a_depth_lacks_has_no_number(tmp_path):
+    def noisy(trial, mode, norms):
+        own = norms == len(trial.norms) and trial.placement is Placement.EVERY_2
+        return takes(trial, mode, norms) * (1 + 0.05 * trial.seed * own)
+
+    every = planned("laptop", "placement=every,every_2")
+    session = session_with(tmp_path / "noisy", every, lambda trial: None, noisy)
+    row = answer(session, "time_saved", "placement", "mode")["every_2", "train"]
+    assert row["measured"] is None
+    assert row["high"] / row["ratio"] > 1.05
+    session = session_with(tmp_path / "half", every, lambda trial: () if trial.depth == 50 else None, takes)
+    assert answer(session, "time_saved", "placement", "mode") == {}
 
 
 # --- the whole ------------------------------------------------------------------------------------
@@ -277,9 +333,16 @@ def test_what_any_data_can_judge_is_judged_and_what_speaks_of_cifar10_is_not(who
 @pytest.mark.parametrize(
     ("sets", "answers"),
     [([], 6), (["epochs=100"], 0), (["weight_decay=0"], 0), (["norm_init=ones"], 0), (["width=2"], 0), (["lr=0.3"], 0),
-     (["placement=every", "gamma_l1=0.1"], 0), (["milestones=0.5"], 0)],
+     (["placement=every", "gamma_l1=0.1"], 0), (["label_noise=0.5"], 0), (["milestones=0.5"], 0)],
 )  # fmt: skip
 def test_the_numbers_of_cifar10_are_held_against_the_reports_protocol_alone(sets, answers, tmp_path):
     every = [e for e in planned("paper", "depth=50,152,200", *sets) if e.trial.placement is Placement.EVERY]
     session = session_with(tmp_path, [e for e in every if e.trial.seed == 0], lambda trial: done(0.6))
     assert len(session.sql(QUERIES["accuracy_on_cifar10"].sql).rows) == answers
+
+
+@pytest.mark.parametrize("sets", [["depth=20"], ["depth=50"]])
+def test_figures_can_be_drawn_of_one_depth(sets, tmp_path):
+    session = session_with(tmp_path, planned("laptop", *sets, "seed=0,1"), lambda trial: done(0.9))
+    for figure in declared().figures:
+        figures.render(figure, session.sql(QUERIES[figure.query].sql), "python study.py")

@@ -89,13 +89,42 @@ def test_a_network_whose_norms_are_folded_is_the_same_function_without_them(kind
 )  # fmt: skip
 def test_what_can_be_folded_has_a_row_for_it_and_what_cannot_has_none(changes, can):
     trial = trial_of(**changes)
-    rows = {row.mode: row for row in timing(looking_at(trial))}
+    rows = {row.mode: row for row in timing(looking_at(trial)) if row.placement == trial.placement}
     assert set(rows) == {"train", "evaluation"} | ({"folded"} if can else set())
     assert foldable(trial) == can
     assert {rows[mode].norms for mode in ("train", "evaluation")} == {len(trial.norms)}
     assert not can or rows["folded"].norms == 0
     assert {(row.step, row.images, row.clock) for row in rows.values()} == {(0, 16, "processor")}
     assert all(row.seconds > 0 for row in rows.values())
+
+
+@pytest.mark.parametrize(
+    ("own", "beside", "norms"), [("every_2", "every", 9), ("none", "every", 9), ("every", "none", 0)]
+)
+def test_a_network_is_timed_beside_that_with_every_norm_and_that_one_beside_none(own, beside, norms):
+    trial = trial_of(depth=8, placement=Placement(own))
+    rows = {(row.placement, row.mode): row for row in timing(looking_at(trial))}
+    assert {place for place, _ in rows} == {own, beside}
+    assert rows[own, "train"].norms == len(trial.norms)
+    assert rows[beside, "train"].norms == norms
+    assert ((beside, "folded") in rows) == (beside == "every")
+
+
+def test_the_clock_runs_without_numbers_that_a_processor_is_slow_for(monkeypatch):
+    small: list[float] = []
+
+    def now(device: torch.device) -> float:
+        small.append(float(torch.full((), 1e-40) * 1))
+        return float(len(small))
+
+    monkeypatch.setattr(sys.modules[timing.__module__], "_now", now)
+    list(timing(looking_at(trial_of())))
+    assert set(small) == {0.0}
+
+
+def test_gamma_and_beta_alone_are_timed_alone():
+    """Without norms nothing of that network would train."""
+    assert {row.placement for row in timing(looking_at(trial_of(trainable=Trainable.BN)))} == {"every"}
 
 
 def looking_at(trial: Trial, network: nn.Module | None = None) -> Snapshot:
@@ -110,15 +139,19 @@ def test_timing_moves_no_parameter_buffer_gradient_random_number_mode_or_thread(
     list(timing(at))
     assert torch.equal(torch.get_rng_state(), draws)
     assert torch.get_num_threads() == threads
+    assert float(torch.tensor(1e-40) * 1) > 0  # small numbers are 0 while the clock runs, and not after
     assert all(torch.equal(value, before[name]) for name, value in at.network.state_dict().items())
     assert all(parameter.grad is None for parameter in at.network.parameters())
     assert all(module.training for module in at.network.modules())
 
 
-def test_seconds_are_the_median_over_the_turns_after_those_that_warm_up(monkeypatch):
-    """A clock that each pass moves on by what it is said to take: the warming turn takes long, and the last one."""
-    turns = [900, 1, 4, 2, 3, 900]
-    takes = iter([seconds * factor for seconds in turns for factor in (1, 10, 100)])  # train, evaluation, folded
+def test_seconds_are_the_shortest_of_the_turns_after_those_that_warm_up(monkeypatch):
+    """A clock that each pass moves on by what it is said to take: the warming turn is shortest, the last one longest.
+
+    In a turn come the trial's own passes (train, evaluation, folded) and then those without norms (train, evaluation).
+    """
+    turns = [1, 5, 4, 3, 6, 900]
+    takes = iter([seconds * factor for seconds in turns for factor in (1, 10, 100, 1000, 10_000)])
     state = {"now": 0.0, "open": False}
 
     def now(device: torch.device) -> float:
@@ -128,8 +161,9 @@ def test_seconds_are_the_median_over_the_turns_after_those_that_warm_up(monkeypa
         return state["now"]
 
     monkeypatch.setattr(sys.modules[timing.__module__], "_now", now)
-    rows = {row.mode: row for row in timing(looking_at(trial_of()))}
-    assert {mode: (row.seconds, row.repeats) for mode, row in rows.items()} == {
-        "train": (3, 5), "evaluation": (30, 5), "folded": (300, 5)
+    rows = {(row.placement, row.mode): row for row in timing(looking_at(trial_of()))}
+    assert {which: (row.seconds, row.repeats) for which, row in rows.items()} == {
+        ("every", "train"): (3, 5), ("every", "evaluation"): (30, 5), ("every", "folded"): (300, 5),
+        ("none", "train"): (3000, 5), ("none", "evaluation"): (30_000, 5),
     }  # fmt: skip
     assert next(takes, None) is None

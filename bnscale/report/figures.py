@@ -170,6 +170,8 @@ def curves(
         if along is Along.GRID:  # the axis holds each x, also those of which there is no reading but that it diverged
             axes.update_datalim([(place, 1) for place in drawn_x], updatey=False)
             axes.autoscale_view()
+            if scale is Scale.LOG and len({*drawn_x, *(point.x for point in points)}) == 1:
+                axes.set_xlim(drawn_x[0] / 2, drawn_x[0] * 2)  # a log axis of one place has no width of its own
             tight = bool((np.diff(along_axis(axes, drawn_x, room)) < 30).any())
         known = [*on_axis(table, x, scale, y, low, high), *(point.y for point in points)]
         limits(axes, unit, ylim, known if chance is None else [*known, chance])

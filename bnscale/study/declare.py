@@ -68,6 +68,7 @@ class Preset:
     seeds: Sequence[int]
     note: str = ""  # what a reader of its report must know first, such as that the data is not the paper's
     search: Bisection | None = None
+    chosen: str = ""  # the scientific axis among whose values the study's own queries choose, on held-out images
 
     def __post_init__(self) -> None:
         if self.search is None:

@@ -37,6 +37,8 @@ def plan(preset: Preset, pixels: Callable[[Data], Pixels]) -> list[Planned]:
     if preset.combinations > MOST:
         raise Refusal(f"grid: has {preset.combinations:,} trials; {MOST:,} at most; narrow it with --set")
     axes, nuisances = preset.axes, preset.nuisances
+    own = {cell[preset.chosen] for cell in preset.scientific if preset.chosen in cell}
+    names, choices = ([preset.chosen], len(own)) if len(own) > 1 else (nuisances, len(preset.nuisance))
     planned: dict[str, Planned] = {}
     known = lru_cache(pixels)
     tuned = [(cell, nuisance) for cell in preset.scientific for nuisance in preset.tuned(cell)]
@@ -49,11 +51,11 @@ def plan(preset: Preset, pixels: Callable[[Data], Pixels]) -> list[Planned]:
         values = {name: value.of(values) if isinstance(value, Same) else value for name, value in values.items()}
         data = values.get("data")
         trial = Trial(**({"pixels": known(data) if isinstance(data, Data) else Pixels.ORIGINAL} | values))
-        if len(preset.nuisance) > 1 and not trial.validation:
+        if choices > 1 and not trial.validation:
             raise Refusal(
-                f"validation 0: {', '.join(nuisances)} has {len(preset.nuisance)} values and no training images are "
+                f"validation 0: {', '.join(names)} has {choices} values and no training images are "
                 "held out to choose among them, and test images choose nothing; hold some out with "
-                f"--set validation=..., or narrow with --set {nuisances[0]}=..."
+                f"--set validation=..., or narrow with --set {names[0]}=..."
             )
         planned.setdefault(trial.id, Planned(trial, _said(trial, axes), _said(trial, nuisances)))
     return list(planned.values())
