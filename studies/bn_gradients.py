@@ -302,8 +302,8 @@ def gammas(which: str, sentence: str) -> Claim:
         band=(0.9, 1.1),
         reason="In g_z = gamma / sigma g_y each norm multiplies what passes back by its gamma: gammas ten times as "
         "small make the stem's gradient smaller by ten for each norm behind it, an exponent of 1 a norm. (Not in a "
-        "ResNet, whose skips lead past most.) Measured between a tenth of the gammas and all of them; a tenth more or less, "
-        "since the loss changes too.",
+        "ResNet, whose skips lead past most.) Measured between a tenth of the gammas and all of them; a tenth more or "
+        "less, since the loss changes too.",
         standing=Standing.INFERRED,
         needs=3,
     )
