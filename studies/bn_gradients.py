@@ -580,7 +580,7 @@ FIGURES = [
     Figure(
         title="How far the loss follows the series",
         query="beyond_by_length",
-        caption="|loss - series| over the first-order term by step size; median over the steps and rates of "
+        caption="|loss - series| over the first-order term by step size; median over readings, those after the start of "
         "trainings that train. At the dashed line what the series leaves out is as large as its first-order term. "
         "Kinks of ReLUs, of which d'Hd knows nothing, count at every length.",
         draw=lines(

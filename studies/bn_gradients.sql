@@ -473,7 +473,8 @@ order by norm
 
 -- name: beyond_by_length
 -- One row per network, time (before the first update; later), norm and half decade of step sizes: how far the loss is from the
--- series, over the first-order term; median over trainings that train, of ten at least that rounding does not hide.
+-- series, over the first-order term; later, of trainings that train. Median of ten readings at least that rounding does not
+-- hide.
 select
     title || if(step = 0, ', at the start', ', later') as panel,
     norm,
@@ -481,7 +482,7 @@ select
     median(beyond / first_order) as beyond,
     count(*) as n
 from lengths
-where first_order > 1e-5 * loss_before and trial in (select trial from endings where trains)
+where first_order > 1e-5 * loss_before and (step = 0 or trial in (select trial from endings where trains))
 group by panel, norm, round(2 * log10(lengths.length))
 having count(*) >= 10 and isfinite(median(lengths.beyond / first_order))
 order by panel, norm, round(2 * log10(lengths.length))
