@@ -14,7 +14,8 @@ select
     weight_init,
     norm,
     lr,
-    steps,
+    if(data = 'cifar100', 100, 10) as classes,
+    step as last,
     outcome
 from chosen
 join trials using (trial)
@@ -24,6 +25,7 @@ where
     and placement in ('every', 'none')
     and affine = 'both'
     and affine_at = placement
+    and label_noise = 0
     and trainable = 'all'
     and momentum = 0
     and weight_decay = 0
@@ -83,6 +85,7 @@ readings as (
 select
     trial,
     seed,
+    network,
     title,
     weight_init,
     step,
@@ -97,26 +100,47 @@ join networks using (trial)
 where error is not null
 
 -- name: errors_in_training
--- One row per place and size: the median error over layers, steps and networks, mean over seeds with its 95 % interval.
+-- One row per network from He's weights, place and size: the median error over layers and steps, mean over seeds with its 95 %
+-- interval; and of the last third of the layers with a norm over that of the first, geometric mean (`growth`).
 with
--- one row per place, size and seed
+-- one row per network, place, size and seed
 by_seed as (
-    select place, size, seed, median(error) as x
-    from errors
-    group by place, size, seed
+    select
+        network,
+        place,
+        size,
+        seed,
+        median(error) as x,
+        ln(median(error) filter (where 3 * layer_index > 2 * deepest) / median(error) filter (where 3 * layer_index <= deepest))
+            as growth
+    from (select *, max(layer_index) over (partition by trial) as deepest from errors where weight_init = 'he_normal') as placed
+    group by network, place, size, seed
 ),
 
--- one row per place and size
+-- one row per network, place and size
 over_seeds as (
-    select place, size, avg(x) as mean, count(x) as n, stddev_samp(x) / sqrt(count(x)) as error
+    select
+        network,
+        place,
+        size,
+        avg(x) as mean,
+        count(x) as n,
+        stddev_samp(x) / sqrt(count(x)) as error,
+        exp(avg(growth)) as growth
     from by_seed
-    group by place, size
+    group by network, place, size
 )
 
-select place, size, mean as measured, n, mean - t95 * error as low, mean + t95 * error as high
+select network, place, size, mean as measured, n, mean - t95 * error as low, mean + t95 * error as high, growth
 from over_seeds
 left join student using (n)
-order by place, size
+order by network, place, size
+
+-- name: growth_over_positions
+-- One row per network and place: the error in the last third of the layers with a norm over that in the first, whole batch.
+select network, place, growth as measured, n
+from errors_in_training
+where size = 'whole batch' and growth is not null
 
 -- name: error_by_size
 -- One row per network from He's weights, number of images and place: median error over layers, steps and seeds, with the
@@ -182,10 +206,36 @@ order by title, readings.gradient, images
 
 -- --- Section 2: the series and the condition ---------------------------------------------------------------------------
 
+-- name: endings
+-- One row per trial: the bits that it has learned about an image's label, log2(classes) less the loss of its batches in training
+-- mode, mean over the last fifth of the training; 0 where it diverged or is worse than chance. With one bit of them it `trains`.
+with
+-- one row per trial that came so far
+late as (
+    select trial, avg(loss_before) as loss
+    from descent
+    join networks using (trial)
+    where descent.step >= 0.8 * last
+    group by trial
+)
+
+select
+    trial,
+    seed,
+    network,
+    title,
+    weight_init,
+    norm,
+    lr,
+    if(outcome = 'diverged', 0, coalesce(greatest(0, (ln(classes) - loss) / ln(2)), 0)) as bits,
+    bits >= 1 as trains
+from networks
+left join late using (trial)
+
 -- name: lengths
 -- One row per trial from He's weights, step and step size: whether the quadratic term is the smaller (`holds`), whether the
 -- loss of the batch falls (`falls`), whether it is the length of the trial's own updates (`own`), and whether what the series
--- says is more than rounding (`seen`).
+-- says is more than rounding (`seen`); and how far from the loss the series ends (`beyond`).
 select
     trial,
     seed,
@@ -202,6 +252,8 @@ select
     abs(multiple - 1) < 1e-6 as own,
     second_order < first_order as holds,
     loss < loss_before as falls,
+    loss_before,
+    abs(loss - predicted) as beyond,
     abs(first_order - second_order) > 1e-5 * loss_before as seen
 from descent
 join networks using (trial)
@@ -246,13 +298,13 @@ order by network, norm
 
 -- name: falls_at_worst
 -- One row per network and norm: the share of steps at the trials' own rate that lower the loss of their batch, at the rate with
--- the fewest; mean over seeds with its 95 % interval.
+-- the fewest; mean over seeds with its 95 % interval. What rounding hides does not count.
 with
 -- one row per network, norm, rate and seed
 by_rate as (
     select network, norm, lr, seed, avg(falls::int) as x
     from lengths
-    where own
+    where own and seen
     group by network, norm, lr, seed
 ),
 
@@ -283,7 +335,8 @@ order by network, norm
 
 -- name: what_the_condition_says
 -- One row per norm and condition (holds, fails): the share of step sizes at which the loss does what the note says, falls or
--- does not; over networks, rates, steps and step sizes, mean over seeds with its 95 % interval.
+-- does not; over steps, step sizes and all trainings that train, mean over seeds with its 95 % interval. A network that does
+-- not has hardly a gradient but its output's.
 with
 -- one row per norm, condition and seed
 by_seed as (
@@ -293,7 +346,7 @@ by_seed as (
         seed,
         avg((falls = holds)::int) as x
     from lengths
-    where seen
+    where seen and trial in (select trial from endings where trains)
     group by norm, condition, seed
 ),
 
@@ -346,7 +399,7 @@ left join student using (n)
 
 -- name: condition_over_training
 -- One row per network, rate, norm and step: quadratic over first-order term at the trials' own rate, geometric mean over the
--- seeds where it is above 0, with their range.
+-- seeds that train and where it is above 0, with their range.
 select
     title || ', rate ' || format('{:g}', lr) as panel,
     norm,
@@ -355,26 +408,27 @@ select
     min(ratio) as low,
     max(ratio) as high
 from lengths
-where own and ratio > 0 and isfinite(ratio)
+where own and ratio > 0 and isfinite(ratio) and trial in (select trial from endings where trains)
 group by title, lr, norm, step
 order by title, lr, norm, step
 
 -- name: longest_step
--- One row per network, norm, rate and step: the length at which both terms are equal, geometric mean over the seeds that have
--- one.
+-- One row per network, norm, rate and step: the length at which both terms are equal, median over seeds, where it is finite; it
+-- is not where d'Hd is no greater than 0.
 select
     title || if(norm = 'batch', ', batch norm', ', no norm') as panel,
     lr,
     step,
-    exp(avg(ln(largest))) as longest
+    median(coalesce(largest, 'inf')) as longest
 from lengths
-where own and largest > 0
+where own
 group by title, norm, lr, step
+having isfinite(longest)
 order by title, norm, lr, step
 
 -- name: falls_by_ratio
 -- One row per network, norm and half decade of quadratic over first-order term: the share of steps that lower the loss, of ten
--- at least.
+-- at least, of trainings that train.
 select
     title as panel,
     norm,
@@ -382,48 +436,74 @@ select
     avg(falls::int) as falls,
     count(*) as n
 from lengths
-where seen and lengths.ratio > 0 and lengths.ratio between 1e-4 and 1e6
+where
+    seen
+    and lengths.ratio between 1e-4 and 1e6
+    and trial in (select trial from endings where trains)
 group by title, norm, round(2 * log10(lengths.ratio))
 having count(*) >= 10
 order by title, norm, round(2 * log10(lengths.ratio))
 
+-- name: beyond_the_series
+-- One row per norm: how far the loss is from the series, over the second-order term, median over steps and step sizes of
+-- trainings that train, mean over seeds with its 95 % interval. Counted are step sizes at which that term is at most a tenth of
+-- the first-order one, and more than rounding.
+with
+-- one row per norm and seed
+by_seed as (
+    select norm, seed, median(beyond / abs(second_order)) as x
+    from lengths
+    where
+        abs(second_order) between 1e-4 * loss_before and 0.1 * first_order
+        and trial in (select trial from endings where trains)
+    group by norm, seed
+),
+
+-- one row per norm
+over_seeds as (
+    select norm, avg(x) as mean, count(x) as n, stddev_samp(x) / sqrt(count(x)) as error
+    from by_seed
+    group by norm
+)
+
+select norm, mean as measured, n, greatest(0, mean - t95 * error) as low, mean + t95 * error as high
+from over_seeds
+left join student using (n)
+order by norm
+
+-- name: beyond_by_length
+-- One row per network, time (before the first update; later), norm and half decade of step sizes: how far the loss is from the
+-- series, over the first-order term; later, of trainings that train. Median of ten readings at least that rounding does not
+-- hide.
+select
+    title || if(step = 0, ', at the start', ', later') as panel,
+    norm,
+    power(10, round(2 * log10(length)) / 2) as length,
+    median(beyond / first_order) as beyond,
+    count(*) as n
+from lengths
+where first_order > 1e-5 * loss_before and (step = 0 or trial in (select trial from endings where trains))
+group by panel, norm, round(2 * log10(lengths.length))
+having count(*) >= 10 and isfinite(median(lengths.beyond / first_order))
+order by panel, norm, round(2 * log10(lengths.length))
+
 -- --- Section 2: what batch norm lets a rate be -------------------------------------------------------------------------
 
--- name: endings
--- One row per trial from He's weights: the share of training images right at its end, 0 where it diverged.
-select
-    trial,
-    seed,
-    network,
-    title,
-    norm,
-    lr,
-    if(outcome = 'diverged', 0.0, reading.accuracy) as accuracy
-from networks
-left join (select trial, step as steps, accuracy from curve where split = 'train') as reading using (trial, steps)
-where weight_init = 'he_normal' and (outcome = 'diverged' or reading.accuracy is not null)
-
--- name: accuracy_over_rates
--- One row per network, norm and rate: accuracy on training images at the end, mean over seeds with their range.
-select
-    title as panel,
-    norm,
-    lr,
-    avg(accuracy) as accuracy,
-    min(accuracy) as low,
-    max(accuracy) as high
-from endings
-group by title, norm, lr
-order by title, norm, lr
-
 -- name: rates_that_train
--- One row per network and norm: the share of rates at which half of the training images are right at the end, mean over seeds
--- with its 95 % interval.
+-- One row per network and norm: from the smallest rate that trains on, the share that does; mean over seeds with its 95 %
+-- interval. Below it a rate is too small for so few steps, of which the note does not speak. 0 where none trains.
 with
+-- one row per trial from He's weights
+slowest as (
+    select *, min(lr) filter (where trains) over (partition by network, norm, seed) as least
+    from endings
+    where weight_init = 'he_normal'
+),
+
 -- one row per network, norm and seed
 by_seed as (
-    select network, norm, seed, avg((accuracy >= 0.5)::int) as x
-    from endings
+    select network, norm, seed, coalesce(avg(trains::int) filter (where lr >= least), 0) as x
+    from slowest
     group by network, norm, seed
 ),
 
@@ -445,64 +525,98 @@ from over_seeds
 left join student using (n)
 order by network, norm
 
+-- name: seeds_that_train
+-- One row per network and norm: the share of seeds that train at one of the rates.
+select network, norm, avg(trains::int) as measured, count(*) as n
+from (
+    select network, norm, seed, bool_or(trains) as trains
+    from endings
+    where weight_init = 'he_normal'
+    group by network, norm, seed
+) as by_seed
+group by network, norm
+order by network, norm
+
+-- name: bits_over_rates
+-- One row per network from He's weights, norm and rate: bits learned, mean over seeds with their range.
+select
+    title as panel,
+    norm,
+    lr,
+    avg(bits) as bits,
+    min(bits) as low,
+    max(bits) as high
+from endings
+where weight_init = 'he_normal'
+group by title, norm, lr
+order by title, norm, lr
+
 -- name: larger_rate
--- One row per network: the largest rate that trains with batch norm over that without, geometric mean over the seeds that have
--- both, with its 95 % interval.
+-- One row per network: the largest rate that trains with batch norm over that without, geometric mean over seeds with its 95 %
+-- interval. Where none trains without, it is taken to be a decade below the smallest, and the number is the least that it can be
+-- (`at_least`); where none trains with batch norm it is 0. Seeds at which neither trains are left out.
 with
 -- one row per network and seed
-by_seed as (
+largest as (
     select
         network,
         seed,
-        ln(max(lr) filter (where norm = 'batch')) - ln(max(lr) filter (where norm = 'none')) as x
+        if(bool_or(norm = 'batch'), coalesce(max(lr) filter (where norm = 'batch' and trains), 0), null) as batch,
+        max(lr) filter (where norm = 'none' and trains) as none,
+        min(lr) filter (where norm = 'none') / 10 as below
     from endings
-    where accuracy >= 0.5
+    where weight_init = 'he_normal'
     group by network, seed
 ),
 
 -- one row per network
 over_seeds as (
-    select network, avg(x) as mean, count(x) as n, stddev_samp(x) / sqrt(count(x)) as error
-    from by_seed
+    select
+        network,
+        avg(ln(batch / coalesce(none, below))) as mean,
+        count(batch / coalesce(none, below)) as n,
+        stddev_samp(ln(batch / coalesce(none, below))) / sqrt(n) as error,
+        bool_or(none is null) as at_least
+    from largest
+    where batch > 0 or none > 0
     group by network
 )
 
-select network, exp(mean) as measured, n, exp(mean - t95 * error) as low, exp(mean + t95 * error) as high
+select network, exp(mean) as measured, n, exp(mean - t95 * error) as low, exp(mean + t95 * error) as high, at_least
 from over_seeds
 left join student using (n)
 order by network
 
 -- name: longer_steps
--- One row per network: the length at which both terms are equal before the first update, with batch norm over without,
--- geometric mean over the seeds that have both, with its 95 % interval.
+-- One row per network: before the first update, the share of seeds at which both terms are equal at a greater length with batch
+-- norm than without; and these lengths, medians. Where d'Hd is no greater than 0 they never are, and the length is infinite.
 with
 -- one row per network and seed; trials of other rates start alike
 by_seed as (
     select
         network,
         seed,
-        ln(any_value(largest) filter (where norm = 'batch')) - ln(any_value(largest) filter (where norm = 'none')) as x
+        any_value(coalesce(largest, 'inf')) filter (where norm = 'batch') as batch,
+        any_value(coalesce(largest, 'inf')) filter (where norm = 'none') as none
     from lengths
-    where step = 0 and largest > 0
+    where step = 0
     group by network, seed
-),
-
--- one row per network
-over_seeds as (
-    select network, avg(x) as mean, count(x) as n, stddev_samp(x) / sqrt(count(x)) as error
-    from by_seed
-    group by network
 )
 
-select network, exp(mean) as measured, n, exp(mean - t95 * error) as low, exp(mean + t95 * error) as high
-from over_seeds
-left join student using (n)
+select
+    network,
+    avg((batch > none)::int) as measured,
+    count(batch > none) as n,
+    median(batch) as batch_norm,
+    median(none) as no_norm
+from by_seed
+group by network
 order by network
 
 -- --- Section 2: how the terms scale ------------------------------------------------------------------------------------
 
 -- name: scaled
--- One row per trial, set of parameters, factor of the weights before norms and reading: the reading's logarithm, from the
+-- One row per trial from He's weights, set of parameters, factor of the weights before norms and reading: the reading's logarithm, from the
 -- magnitude where d'Hd is negative.
 with
 -- one row per trial, set of parameters and factor
@@ -523,66 +637,58 @@ readings as (
     select trial, parameters, factor, sigma, 'second order', second_order from terms
 )
 
-select seed, title, weight_init, readings.*
+select seed, network, title, readings.*
 from readings
 join networks using (trial)
+where weight_init = 'he_normal'
 
 -- name: exponents
--- One row per set of parameters and reading: its exponent in sigma between factors 1 and 100, mean over the networks of a seed,
--- and over seeds with its 95 % interval.
+-- One row per network, set of parameters and reading: its exponent in sigma between factors 1 and 100, mean over seeds with its
+-- 95 % interval.
 with
--- one row per trial, set of parameters and reading
-by_trial as (
-    select trial, seed, parameters, reading, regr_slope(x, ln(sigma)) as exponent
+-- one row per network, set of parameters, reading and seed
+by_seed as (
+    select network, parameters, reading, seed, regr_slope(x, ln(sigma)) as x
     from scaled
     where factor >= 1
-    group by all
+    group by network, parameters, reading, seed
 ),
 
--- one row per set of parameters, reading and seed
-by_seed as (
-    select parameters, reading, seed, avg(exponent) as x
-    from by_trial
-    group by parameters, reading, seed
-),
-
--- one row per set of parameters and reading
+-- one row per network, set of parameters and reading
 over_seeds as (
-    select parameters, reading, avg(x) as mean, count(x) as n, stddev_samp(x) / sqrt(count(x)) as error
+    select network, parameters, reading, avg(x) as mean, count(x) as n, stddev_samp(x) / sqrt(count(x)) as error
     from by_seed
-    group by parameters, reading
+    group by network, parameters, reading
 )
 
-select parameters, reading, mean as measured, n, mean - t95 * error as low, mean + t95 * error as high
+select network, parameters, reading, mean as measured, n, mean - t95 * error as low, mean + t95 * error as high
 from over_seeds
 left join student using (n)
-order by parameters desc, reading
+order by network, parameters desc, reading
 
 -- name: exponent_below_epsilon
--- One row: the exponent of the first-order term of the weights before norms in their factor, from 0.001 to 0.01; mean over the
--- networks of a seed, and over seeds with its 95 % interval.
+-- One row per network: the exponent of the first-order term of the weights before norms in their factor, from 0.001 to 0.01;
+-- mean over seeds with its 95 % interval.
 with
--- one row per seed
+-- one row per network and seed
 by_seed as (
-    select seed, avg(exponent) as x
-    from (
-        select seed, trial, regr_slope(x, ln(factor)) as exponent
-        from scaled
-        where parameters = 'weights' and reading = 'first order' and factor between 0.0009 and 0.011
-        group by seed, trial
-    ) as by_trial
-    group by seed
+    select network, seed, regr_slope(x, ln(factor)) as x
+    from scaled
+    where parameters = 'weights' and reading = 'first order' and factor between 0.0009 and 0.011
+    group by network, seed
 ),
 
--- one row
+-- one row per network
 over_seeds as (
-    select avg(x) as mean, count(x) as n, stddev_samp(x) / sqrt(count(x)) as error
+    select network, avg(x) as mean, count(x) as n, stddev_samp(x) / sqrt(count(x)) as error
     from by_seed
+    group by network
 )
 
-select mean as measured, n, mean - t95 * error as low, mean + t95 * error as high
+select network, mean as measured, n, mean - t95 * error as low, mean + t95 * error as high
 from over_seeds
 left join student using (n)
+order by network
 
 -- name: terms_over_sigma
 -- One row per network from He's weights, set of parameters, factor and term: the term over its value at factor 1, geometric
@@ -598,7 +704,7 @@ relative as (
         reading,
         x - any_value(x) filter (where factor = 1) over (partition by trial, parameters, reading) as x
     from scaled
-    where weight_init = 'he_normal' and reading in ('first order', 'second order')
+    where reading in ('first order', 'second order')
 )
 
 select
@@ -613,29 +719,37 @@ order by title, parameters desc, reading, factor
 -- --- Section 2: gamma --------------------------------------------------------------------------------------------------
 
 -- name: gamma_exponents
--- One row per network from He's weights and set of gammas: the exponent of the stem's gradient in them, between a tenth of them
--- and all, over the number of norms from the stem to the output; mean over seeds with its 95 % interval.
+-- One row per set of gammas of the VGG from He's weights: the exponent of the stem's gradient in them before the first update,
+-- between a tenth of them and all, over the number of norms from the stem to the output; mean over seeds with its 95 % interval.
+-- A ResNet has none: its skips carry the gradient past the norms of its branches.
 with
--- one row per network, set and seed
+-- one row per set and seed
 by_seed as (
-    select network, gammas, seed, regr_slope(ln(gradient), ln(factor)) / any_value(norms_behind) as x
+    select gammas, seed, regr_slope(ln(gradient), ln(factor)) / any_value(norms_behind) as x
     from gamma_scaling
     join networks using (trial)
-    where weight_init = 'he_normal' and layer_index = 1 and factor between 0.09 and 1 and gradient > 0
-    group by network, gammas, seed
+    where
+        network = 'vgg'
+        and weight_init = 'he_normal'
+        and gamma_scaling.step = 0
+        and gammas in ('every', 'inner')
+        and layer_index = 1
+        and factor between 0.09 and 1
+        and gradient > 0
+    group by gammas, seed
 ),
 
--- one row per network and set
+-- one row per set
 over_seeds as (
-    select network, gammas, avg(x) as mean, count(x) as n, stddev_samp(x) / sqrt(count(x)) as error
+    select gammas, avg(x) as mean, count(x) as n, stddev_samp(x) / sqrt(count(x)) as error
     from by_seed
-    group by network, gammas
+    group by gammas
 )
 
-select network, gammas, mean as measured, n, mean - t95 * error as low, mean + t95 * error as high
+select gammas, mean as measured, n, mean - t95 * error as low, mean + t95 * error as high
 from over_seeds
 left join student using (n)
-order by network, gammas
+order by gammas
 
 -- name: gradients_by_gamma
 -- One row per network from He's weights, set of gammas, factor and layer: length of the gradient, geometric mean over seeds.
@@ -650,7 +764,12 @@ select
     exp(avg(ln(gradient))) as gradient
 from gamma_scaling
 join networks using (trial)
-where weight_init = 'he_normal' and gradient > 0 and factor in (0.01, 0.1, 1, 10)
+where
+    weight_init = 'he_normal'
+    and gamma_scaling.step = 0
+    and gammas != 'ones'
+    and gradient > 0
+    and factor in (0.01, 0.1, 1, 10)
 group by title, gammas, factor, layer_index
 order by title, gammas != 'every', gammas != 'inner', factor, layer_index
 
@@ -662,9 +781,11 @@ with
 readings as (
     select trial, layer_index, 'none' as kind, rms * sqrt(weights) as gradient from gradient
     union all
-    select trial, layer_index, 'batch', gradient from gamma_scaling where gammas = 'every' and factor = 1
+    select trial, layer_index, 'batch', gradient from gamma_scaling where step = 0 and gammas = 'every' and factor = 1
     union all
-    select trial, layer_index, 'small', gradient from gamma_scaling where gammas = 'inner' and abs(factor - 0.1) < 1e-6
+    select trial, layer_index, 'small', gradient
+    from gamma_scaling
+    where step = 0 and gammas = 'inner' and abs(factor - 0.1) < 1e-6
 )
 
 select seed, network, title, weight_init, readings.*
@@ -710,36 +831,47 @@ from over_seeds
 left join student using (n)
 order by weight_init
 
--- name: growth_of_gammas
--- One row: median |gamma| at the end over that at the start, mean over layers, of trainings from He's weights at rate 0.1;
--- geometric mean over the networks of a seed, and over seeds with its 95 % interval.
+-- name: gain_of_gammas
+-- One row per network and initialisation: the stem's gradient at the end of training over what it is there with every gamma
+-- put back to 1, of trainings that train; geometric mean over seeds with its 95 % interval.
 with
--- one row per trial
+-- one row per trial: logarithms
 by_trial as (
     select
-        trial,
+        network,
+        weight_init,
         seed,
-        avg(gamma_q50) filter (where gamma.step = steps) / avg(gamma_q50) filter (where gamma.step = 0) as growth
-    from gamma
+        ln(any_value(gradient) filter (where gammas = 'every' and factor = 1)) as trained,
+        ln(any_value(gradient) filter (where gammas = 'ones')) as ones
+    from gamma_scaling
     join networks using (trial)
-    where weight_init = 'he_normal' and abs(lr - 0.1) < 1e-9 and outcome = 'finished' and steps > 0
-    group by trial, seed
+    where
+        layer_index = 1
+        and gamma_scaling.step = last
+        and last > 0
+        and trial in (select trial from endings where trains)
+    group by network, weight_init, seed, trial
 ),
 
--- one row per seed
-by_seed as (
-    select seed, avg(ln(growth)) as x
-    from by_trial
-    where growth > 0
-    group by seed
-),
-
--- one row
+-- one row per network and initialisation
 over_seeds as (
-    select avg(x) as mean, count(x) as n, stddev_samp(x) / sqrt(count(x)) as error
-    from by_seed
+    select
+        network,
+        weight_init,
+        avg(trained - ones) as mean,
+        count(trained - ones) as n,
+        stddev_samp(trained - ones) / sqrt(count(trained - ones)) as error
+    from by_trial
+    group by network, weight_init
 )
 
-select exp(mean) as measured, n, exp(mean - t95 * error) as low, exp(mean + t95 * error) as high
+select
+    network,
+    weight_init,
+    exp(mean) as measured,
+    n,
+    exp(mean - t95 * error) as low,
+    exp(mean + t95 * error) as high
 from over_seeds
 left join student using (n)
+order by network, weight_init

@@ -85,7 +85,7 @@ SAID: list[tuple[str, str, str, tuple[float, float], str]] = [
     ),
     (
         "output",
-        "... and higher than that of the output layer alone, a thousandth of the rest (mean ratio over training)",
+        "... and higher than that of the output layer alone (mean ratio over training)",
         "section 7",
         (1.0, math.inf),
         "Above 1: the output layer is of the rest. Pooled with the convolutions it does not count.",

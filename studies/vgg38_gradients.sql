@@ -3,12 +3,13 @@
 -- selects from another of this file gets it as a CTE.
 --
 -- Means over parameters count each number of a tensor once. A gradient that left the float32 numbers is +inf in the
--- store; a step with one is left out. Means over steps, layers and seeds are of logarithms.
+-- store; a step with one is left out. Means over steps, layers and seeds are of logarithms; that of numbers of which one is 0
+-- is 0.
 
 -- name: networks
 -- One row per trial with a result whose parameters all train: `leg` names it by what differs from the interim report's
--- network, `whole` whether it is trained as that was, on CIFAR-100 for 100 epochs, to the end. A leg with several trials
--- a seed, because another field was given several values, is left out: these are no repeats.
+-- network, `whole` whether it is trained to the end on CIFAR-100 for 100 epochs, and else as the paper preset has it. A leg
+-- with several trials a seed, because another field was given several values, is left out: these are no repeats.
 select
     trial,
     seed,
@@ -22,7 +23,14 @@ select
     array_position(['VGG-38', 'gamma from 1', 'unscaled weights', 'ResNet', 'no norm'], leg) as place,
     step as last,
     outcome = 'finished' as finished,
-    finished and network = 'vgg_residual' and width = 2 and data = 'cifar100' and epochs = 100 as whole
+    finished
+    and (network, width, data, augmentation, epochs) = ('vgg_residual', 2, 'cifar100', 'flip_shift', 100)
+    and (batch, norm_batch, lr, momentum, weight_decay) = (128, 128, 0.1, 0.9, 1e-4)
+    and coalesce(norm_decay, weight_decay) = weight_decay
+    and decay_on = 'all'
+    and warmup = 0
+    and len(milestones) = 0
+    and plateau is null as whole
 from chosen
 join trials using (trial)
 where
@@ -32,6 +40,7 @@ where
     and placement in ('every', 'none')
     and affine = 'both'
     and affine_at = placement
+    and label_noise = 0
     and trainable = 'all'
     and gamma_l1 + gamma_l2 + beta_l1 + beta_l2 = 0
     and (
@@ -311,8 +320,8 @@ where x is not null
 
 -- name: over_seeds
 -- One row per leg, scope and reading: `readings` over seeds, with a 95 % interval where there are several. Shares ('share',
--- 'layers') have means, ratios geometric means. Scope 'report' has the trainings on CIFAR-100 for 100 epochs, 'any'
--- whatever was trained.
+-- 'layers') have means, ratios geometric means, where a seed's 0 is no missing seed but makes the mean 0. Scope 'report' has
+-- the trainings that are `whole`, 'any' whatever was trained.
 with
 -- one row per leg, scope and reading
 over_trials as (
@@ -322,9 +331,9 @@ over_trials as (
         scope,
         reading,
         reading in ('share', 'layers') as of_share,
-        avg(if(of_share, x, ln(nullif(x, 0)))) as mean,
-        count(if(of_share, x, ln(nullif(x, 0)))) as n,
-        stddev_samp(if(of_share, x, ln(nullif(x, 0)))) / sqrt(n) as error
+        avg(if(of_share, x, ln(x))) as mean,
+        count(x) as n,
+        stddev_samp(if(of_share, x, ln(x))) / sqrt(n) as error
     from readings
     join networks using (trial)
     cross join (values ('report'), ('any')) as scopes (scope)

@@ -10,9 +10,7 @@ import pytest
 from bnscale import query, report
 from bnscale.probes import (
     TABLES,
-    Curve,
     Descent,
-    Gamma,
     GammaScaling,
     NormGradient,
     WeightScaling,
@@ -34,7 +32,7 @@ def declared():
 
 
 PLANNED = plan(declared().paper, lambda data: Pixels.ORIGINAL)
-LAST = 200
+LAST = 300
 
 
 def session_with(folder, readings, diverged=()):
@@ -73,27 +71,45 @@ def way(step, length, curvature, loss, multiple=1.0, square=1.0, before=1.0):
     )
 
 
-def right(accuracy):
-    return {"curve": [Curve(LAST, 9.0, split, 360, 1.0, accuracy, 1.0) for split in ("train", "test")]}
+def ends_at(loss):
+    """A training from a guess to this loss of its batch."""
+    return {
+        "descent": [way(s, 0.1, 1.0, 0.5, before=math.log(10) if s < 250 else loss) for s in range(0, LAST + 1, 25)]
+    }
+
+
+LEARNED, GUESSED = math.log(10) - 1.5 * math.log(2), math.log(10) - 0.5 * math.log(2)  # a bit and a half, half a bit
 
 
 # --- its grid ---------------------------------------------------------------------------------------
 
 
 def test_both_networks_are_trained_at_every_rate_with_batch_norm_and_without_and_the_vgg_from_small_weights_too():
-    for preset, depths in ((declared().paper, (50, 16)), (declared().laptop, (14, 11))):
+    for preset, depths, rates in ((declared().paper, (50, 13), 7), (declared().laptop, (14, 11), 6)):
         planned = [e.trial for e in plan(preset, lambda data: Pixels.ORIGINAL)]
-        assert len(planned) == 3 * (2 * 2 * 5 + 2)
+        assert len(planned) == 3 * 3 * 2 * rates
         assert {(str(t.network), t.depth) for t in planned} == {("resnet", depths[0]), ("vgg", depths[1])}
         assert {(t.momentum, t.weight_decay, str(t.data), t.validation) for t in planned} == {(0.0, 0.0, "digits", 0)}
 
 
+DEAR = {"norm_gradient", "weight_scaling", "gamma_scaling"}
+
+
 def test_what_costs_most_looks_at_one_rate_alone():
     of = {(t.norm, t.lr): {p.__name__ for p in looking(declared().probes, t)} for t in (e.trial for e in PLANNED)}
-    dear = {"norm_gradient", "weight_scaling", "gamma_scaling"}
-    assert all((dear <= of[norm, lr]) == (norm is Norm.BATCH and lr == 0.1) for norm, lr in of)
-    assert all(dear.isdisjoint(of[norm, lr]) or dear <= of[norm, lr] for norm, lr in of)
+    assert all((of[norm, lr] >= DEAR) == (norm is Norm.BATCH and lr == 0.1) for norm, lr in of)
+    assert all(DEAR.isdisjoint(of[norm, lr]) or of[norm, lr] >= DEAR for norm, lr in of)
     assert all("descent" in probes for probes in of.values())
+
+
+def test_at_a_rate_that_the_grid_lacks_nothing_is_left_out():
+    asked = declared().paper.setting("lr", [0.3])
+    planned = [e.trial for e in plan(asked, lambda data: Pixels.ORIGINAL)]
+    assert len(planned) == len(PLANNED) / 7
+    assert {str(t.weight_init) for t in planned} == {"he_normal", "glorot_normal"}
+    for trial in planned:
+        probes = {probe.__name__ for probe in looking(declared().probes, trial)}
+        assert probes >= DEAR if trial.norm is Norm.BATCH else "gradient" in probes
 
 
 def test_its_length_its_rates_and_its_data_can_be_set():
@@ -121,15 +137,31 @@ def test_a_formula_is_as_good_as_its_worst_reading_and_an_approximation_as_its_m
     assert worst["g_gamma", "training"]["measured"] == 1e-9
     assert worst["g_z", "constant"]["measured"] == 1e-8
     assert worst["g_z and both terms", "training"] | {"n": 3} == worst["g_z and both terms", "training"]
-    median = ask(found, "errors_in_training", "place", "size")
-    assert {key: row["measured"] for key, row in median.items() if key[0] != "every norm"} == pytest.approx(
+    median = ask(found, "errors_in_training", "network", "place", "size")
+    assert {key: row["measured"] for key, row in median.items() if key[1] != "every norm"} == pytest.approx(
         {
-            ("norm", "2 images"): 2.0,
-            ("norm", "whole batch"): 0.1,
-            ("weights", "2 images"): 4.5,
-            ("weights", "whole batch"): 0.5,
+            ("vgg", "norm", "2 images"): 2.0,
+            ("vgg", "norm", "whole batch"): 0.1,
+            ("vgg", "weights", "2 images"): 4.5,
+            ("vgg", "weights", "whole batch"): 0.5,
         }
     )
+
+
+def test_each_network_has_its_own_error_and_its_growth_is_from_its_first_layers_to_its_last(tmp_path):
+    def rows(first, last):
+        return {"norm_gradient": [errors(64, layer=n, input_error=first if n < 3 else last) for n in range(1, 7)]}
+
+    readings = {("vgg", "batch", 0.1, seed): rows(0.1, 0.4) for seed in range(3)}
+    readings |= {("resnet", "batch", 0.1, seed): rows(1.0, 0.5) for seed in range(3)}
+    found = session_with(tmp_path, readings)
+    median = ask(found, "errors_in_training", "network", "place", "size")
+    assert median["vgg", "norm", "whole batch"]["measured"] == pytest.approx(0.4)
+    assert median["resnet", "norm", "whole batch"]["measured"] == pytest.approx(0.5)
+    growth = ask(found, "growth_over_positions", "network", "place")
+    assert growth["vgg", "norm"]["measured"] == pytest.approx(4.0)
+    assert growth["resnet", "norm"] | {"n": 3} == growth["resnet", "norm"]
+    assert growth["resnet", "norm"]["measured"] == pytest.approx(0.5)
 
 
 def test_the_condition_is_counted_at_the_trials_own_rate_and_each_rate_counts_the_same(tmp_path):
@@ -163,7 +195,10 @@ def test_what_the_condition_says_is_held_against_the_loss_and_rounding_does_not_
         way(25, 1.0, 3.0, 0.1),  # fails, falls
         way(30, 1.0, 1.0, 1.0, square=1e-6),  # changes the loss by less than can be seen
     ]
-    found = session_with(tmp_path, {("resnet", "none", 1.0, 0): {"descent": rows}})
+    dead = [way(s, 1.0, 1.0, 0.1, before=math.log(10)) for s in range(0, LAST + 1, 25)]
+    rows.append(way(LAST, 1.0, 1.0, 1.0, square=1e-6))  # it trains
+    readings = {("resnet", "none", 1.0, 0): {"descent": rows}, ("vgg", "none", 1.0, 0): {"descent": dead}}
+    found = session_with(tmp_path, readings)
     said = ask(found, "what_the_condition_says", "norm", "condition")
     assert said["none", "holds"]["measured"] == pytest.approx(0.75)
     assert said["none", "fails"]["measured"] == pytest.approx(0.5)
@@ -181,28 +216,77 @@ def test_d_is_a_direction_of_descent_where_a_far_shorter_step_goes_down(tmp_path
     assert row["measured"] == pytest.approx(0.5)
 
 
-def test_rates_that_train_are_told_by_training_images_and_one_that_diverged_does_not(tmp_path):
-    ends = {0.01: 0.6, 0.1: 0.9, 1.0: 0.95, 10.0: 0.3, 100.0: 0.1}
-    readings = {("vgg", "batch", lr, 0): right(accuracy) for lr, accuracy in ends.items()}
-    readings |= {("vgg", "none", lr, 0): right(0.9) for lr in (0.01, 0.1)} | {("vgg", "none", 1.0, 0): right(0.9)}
+def test_a_network_trains_that_has_learned_a_bit_and_rates_too_small_for_it_do_not_count(tmp_path):
+    ends = {0.01: GUESSED, 0.1: LEARNED, 1.0: LEARNED, 10.0: GUESSED, 100.0: math.inf}
+    readings = {("vgg", "batch", lr, 0): ends_at(loss) for lr, loss in ends.items()}
+    readings |= {("vgg", "none", lr, 0): ends_at(LEARNED) for lr in (0.01, 0.1, 1.0)}
+    readings |= {("resnet", "none", lr, 0): ends_at(GUESSED) for lr in (0.01, 0.1)}
     found = session_with(tmp_path, readings, diverged=[("vgg", "none", 1.0, 0)])
     share = ask(found, "rates_that_train", "network", "norm")
-    assert share["vgg", "batch"]["measured"] == pytest.approx(3 / 5)
+    assert share["vgg", "batch"]["measured"] == pytest.approx(2 / 4)
     assert share["vgg", "none"]["measured"] == pytest.approx(2 / 3)
-    (row,) = ask(found, "larger_rate", "network").values()
-    assert row["measured"] == pytest.approx(10.0)
+    assert share["resnet", "none"]["measured"] == 0
+    drawn = ask(found, "bits_over_rates", "panel", "norm", "lr")
+    bits = {lr: row["bits"] for (panel, norm, lr), row in drawn.items() if (panel, norm) == ("VGG-13", "batch")}
+    assert bits == pytest.approx({0.01: 0.5, 0.1: 1.5, 1.0: 1.5, 10.0: 0.5, 100.0: 0})
+    seeds = ask(found, "seeds_that_train", "network", "norm")
+    assert (seeds["vgg", "none"]["measured"], seeds["resnet", "none"]["measured"]) == (1, 0)
 
 
-def test_the_longest_step_is_compared_before_the_first_update(tmp_path):
+@pytest.mark.parametrize(
+    ("batch", "none", "times"),
+    [
+        ({0.1: LEARNED, 1.0: LEARNED}, {0.01: LEARNED, 0.1: LEARNED, 1.0: GUESSED}, 10.0),
+        ({0.1: LEARNED, 1.0: LEARNED}, {0.01: GUESSED, 0.1: GUESSED}, 1000.0),  # at least: 0.001 may train
+        ({0.1: GUESSED, 1.0: GUESSED}, {0.01: LEARNED, 0.1: GUESSED}, 0.0),
+        ({0.1: GUESSED}, {0.01: GUESSED}, None),
+        ({0.1: LEARNED}, {}, None),  # not looked at
+    ],
+)
+def test_a_side_that_trains_nowhere_bounds_how_much_larger_a_rate_can_be(batch, none, times, tmp_path):
+    readings = {("vgg", "batch", lr, s): ends_at(loss) for lr, loss in batch.items() for s in range(3)}
+    readings |= {("vgg", "none", lr, s): ends_at(loss) for lr, loss in none.items() for s in range(3)}
+    found = session_with(tmp_path, readings)
+    (claim,) = (c for c in declared().claims if c.query == "larger_rate" and c.row == {"network": "vgg"})
+    judged = report.judge(claim, found, QUERIES)
+    if times is None:
+        assert judged.verdict == Verdict.NOT_ENOUGH_DATA
+        return
+    assert (judged.measured, judged.n) == (pytest.approx(times), 3)
+    assert judged.verdict == (Verdict.REPRODUCED if times > 1 else Verdict.NOT_REPRODUCED)
+
+
+def test_the_longest_step_is_compared_before_the_first_update_and_has_no_end_where_nothing_bends_up(tmp_path):
     readings = {}
     for seed in range(3):
         readings["vgg", "batch", 0.1, seed] = {"descent": [way(0, 0.1, 2.0, 1.0), way(5, 0.1, 100.0, 1.0)]}
-        readings["vgg", "none", 0.1, seed] = {"descent": [way(0, 0.1, 8.0, 1.0)]}
-        readings["resnet", "none", 0.1, seed] = {"descent": [way(0, 0.1, -8.0, 1.0)]}
-    found = ask(session_with(tmp_path, readings), "longer_steps", "network")
-    assert found["vgg",]["measured"] == pytest.approx(4.0)
-    assert found["vgg",]["n"] == 3
-    assert ("resnet",) not in found or found["resnet",]["measured"] is None
+        readings["vgg", "none", 0.1, seed] = {"descent": [way(0, 0.1, 8.0 if seed else 1.0, 1.0)]}
+        readings["resnet", "batch", 0.1, seed] = {"descent": [way(0, 0.1, -8.0, 1.0)]}
+        readings["resnet", "none", 0.1, seed] = {"descent": [way(0, 0.1, 8.0, 1.0)]}
+    found = session_with(tmp_path, readings)
+    share = ask(found, "longer_steps", "network")
+    assert (share["vgg",]["measured"], share["vgg",]["n"]) == (pytest.approx(2 / 3), 3)
+    assert (share["vgg",]["batch_norm"], share["vgg",]["no_norm"]) == (1.0, 0.25)
+    assert (share["resnet",]["measured"], share["resnet",]["n"]) == (1, 3)
+    drawn = {key[0] for key in ask(found, "longest_step", "panel", "step")}
+    assert len(drawn) == 3  # of the four, all but the one without an end
+
+
+def test_what_the_series_leaves_out_is_told_over_its_second_term_where_that_is_small_and_seen(tmp_path):
+    def rows(left_out):
+        # First order 0.2, second 0.02, series 0.82: each loss is off by `left_out` of the second order.
+        near = [way(s, 0.2, 1.0, 0.82 + 0.02 * left_out) for s in range(0, LAST + 1, 25)]
+        far = [way(s, 2.0, 1.0, 9.0, multiple=10.0) for s in range(0, LAST + 1, 25)]
+        return {"descent": [*near, *far]}
+
+    readings = {("vgg", "batch", 0.1, s): rows(0.05) for s in range(3)}
+    readings |= {("vgg", "none", 0.1, s): rows(-3.0) for s in range(3)}
+    found = session_with(tmp_path, readings)
+    said = ask(found, "beyond_the_series", "norm")
+    assert said["batch",]["measured"] == pytest.approx(0.05)
+    assert said["none",]["measured"] == pytest.approx(3.0)
+    drawn = ask(found, "beyond_by_length", "panel", "norm", "length")
+    assert [row["beyond"] for key, row in drawn.items() if key[1] == "none" and key[2] < 1] == [pytest.approx(0.3)]
 
 
 def test_exponents_are_slopes_in_sigma_where_epsilon_is_far_below_it(tmp_path):
@@ -211,14 +295,20 @@ def test_exponents_are_slopes_in_sigma_where_epsilon_is_far_below_it(tmp_path):
         for c in (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
         for of in ("weights", "everything")
     ]
-    found = session_with(tmp_path, {("vgg", "batch", 0.1, s): {"weight_scaling": rows} for s in range(3)})
-    slopes = {key: row["measured"] for key, row in ask(found, "exponents", "parameters", "reading").items()}
+    flat = [WeightScaling(0, c, "weights", 0.5 * c, 1.0, 1.0, 1.0) for c in (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)]
+    readings = {("vgg", "batch", 0.1, s): {"weight_scaling": rows} for s in range(3)}
+    readings |= {("resnet", "batch", 0.1, s): {"weight_scaling": flat} for s in range(3)}
+    found = session_with(tmp_path, readings)
+    of = {key: row["measured"] for key, row in ask(found, "exponents", "network", "parameters", "reading").items()}
+    assert of["resnet", "weights", "gradient"] == pytest.approx(0, abs=1e-12)  # another network is another number
+    slopes = {key[1:]: value for key, value in of.items() if key[0] == "vgg"}
     whole = {"gradient": -1.0, "hessian": -2.0, "first order": -2.0, "second order": -4.0}
     assert {key[1]: value for key, value in slopes.items() if key[0] == "weights"} == pytest.approx(whole)
-    (row,) = ask(found, "exponent_below_epsilon").values()
-    assert row["measured"] == pytest.approx(-1.0)
+    assert ask(found, "exponent_below_epsilon", "network")["vgg",]["measured"] == pytest.approx(-1.0)
     claims = {
-        claim.row.get("reading"): claim for claim in declared().claims if claim.row.get("parameters") == "weights"
+        claim.row["reading"]: claim
+        for claim in declared().claims
+        if claim.query == "exponents" and (claim.row["network"], claim.row["parameters"]) == ("vgg", "weights")
     }
     said = {reading: report.judge(claim, found, QUERIES).verdict for reading, claim in claims.items()}
     assert said == {
@@ -236,26 +326,28 @@ def test_the_exponent_of_gamma_is_the_stems_for_each_norm_on_its_way(tmp_path):
         for which, gradient in (("every", c**13), ("inner", 5.0))
     ]
     rows += [GammaScaling(0, 1.0, "every", "layers.2.conv", 2, 12, 1e9, 1.0)]
-    found = session_with(tmp_path, {("vgg", "batch", 0.1, s): {"gamma_scaling": rows} for s in range(3)})
-    slopes = {key[1]: row["measured"] for key, row in ask(found, "gamma_exponents", "network", "gammas").items()}
+    rows += [GammaScaling(LAST, c, "every", "layers.1.conv", 1, 13, 7.0, 1.0) for c in (0.1, 0.3, 1.0)]
+    of = {(network, "batch", 0.1, s): {"gamma_scaling": rows} for network in ("vgg", "resnet") for s in range(3)}
+    found = session_with(tmp_path, of)
+    slopes = {key[0]: row["measured"] for key, row in ask(found, "gamma_exponents", "gammas").items()}
     assert slopes == {"every": pytest.approx(1.0), "inner": pytest.approx(0.0, abs=1e-12)}
 
 
-def test_gammas_grow_from_their_start_to_the_end_of_the_training(tmp_path):
-    def gammas(step, *medians):
-        none = dict.fromkeys(Gamma.__dataclass_fields__)
-        return [
-            Gamma(**(none | {"step": step, "layer": f"l{n}", "layer_index": n, "channels": 4, "gamma_q50": value}))
-            for n, value in enumerate(medians)
-        ]
+def test_what_learned_gammas_do_is_told_at_the_end_of_trainings_that_train(tmp_path):
+    def rows(trained, loss):
+        at = [(0, "every", 9.0), (0, "ones", 9.0), (LAST, "every", trained), (LAST, "ones", 2.0)]
+        gammas = [GammaScaling(step, 1.0, which, "layers.1.conv", 1, 13, value, 1.0) for step, which, value in at]
+        return {"gamma_scaling": gammas} | ends_at(loss)
 
-    rows = [*gammas(0, 1.0, 1.0), *gammas(50, 9.0, 9.0), *gammas(LAST, 1.5, 2.5)]
-    found = session_with(tmp_path, {("vgg", "batch", 0.1, s): {"gamma": rows} for s in range(3)})
-    (row,) = ask(found, "growth_of_gammas").values()
-    assert (row["measured"], row["n"]) == (pytest.approx(2.0), 3)
+    readings = {("vgg", "batch", 0.1, s): rows(5.0, LEARNED) for s in range(3)}
+    readings |= {("resnet", "batch", 0.1, s): rows(5.0, GUESSED if s else LEARNED) for s in range(3)}
+    found = ask(session_with(tmp_path, readings), "gain_of_gammas", "network", "weight_init")
+    assert (found["vgg", "he_normal"]["measured"], found["vgg", "he_normal"]["n"]) == (pytest.approx(2.5), 3)
+    assert found["resnet", "he_normal"]["n"] == 1
 
 
 def test_every_claim_of_the_note_is_of_any_network_and_judged_on_whatever_was_trained():
     claims = declared().claims
-    assert {claim.source.removeprefix("Ours, from ").split(",")[0] for claim in claims} == {"Deshmukh 2020"}
+    sources = {claim.source.removeprefix("Ours, from ").split(",")[0] for claim in claims}
+    assert sources == {"Deshmukh 2020", "Ours"}
     assert {claim.needs for claim in claims} == {3}

@@ -229,7 +229,7 @@ def test_of_weights_before_norms_the_gradient_goes_as_one_over_their_length_and_
 def test_gradients_under_other_gammas_are_those_of_a_network_that_has_them():
     run = Run(**VGG)
     rows = list(gamma_scaling(run.look()))
-    assert {row.gammas for row in rows} == {"every", "inner"}  # no residual branch
+    assert {row.gammas for row in rows} == {"every", "inner", "ones"}  # no residual branch
     images, targets = run.data.batch(0)
     norms = [run.network.get_submodule(site.name) for site in run.trial.norms]
     for gammas, some in (("every", norms), ("inner", norms[:-1])):
@@ -243,6 +243,12 @@ def test_gradients_under_other_gammas_are_those_of_a_network_that_has_them():
         with torch.no_grad():
             for norm in some:
                 norm.weight.div_(10)
+    with torch.no_grad():
+        for norm in norms:
+            norm.weight.fill_(1)
+    slopes = torch.autograd.grad(F.cross_entropy(run.network(images), targets), weights)
+    own = [row.gradient for row in rows if row.gammas == "ones"]
+    assert own == pytest.approx([float(slope.norm()) for slope in slopes], rel=1e-4)
 
 
 def test_in_a_row_of_normalized_layers_gammas_before_the_last_change_no_gradient():

@@ -137,6 +137,19 @@ def test_ratios_of_a_training_are_geometric_means_the_least_is_the_worst_reading
     assert ask(session, "kinds_over_training", "kind", "step")["beta", 0]["relative"] == pytest.approx(4.0)
 
 
+def test_a_gradient_of_nothing_refutes_that_it_is_higher_and_is_no_missing_seed(tmp_path):
+    def rows(trial):
+        none = {"gradient": 0.0} if trial.seed == 0 else {"gradient": 8.0}
+        return [*reading(1, gamma=none, beta=none), *reading(trial.total_steps, gamma={"gradient": 2.0})]
+
+    session = session_with(tmp_path, planned("paper"), rows)
+    found = ask(session, "over_seeds", "leg", "scope", "reading")
+    for reads in ("least", "gradient"):
+        assert (found[VGG38, "report", reads]["measured"], found[VGG38, "report", reads]["n"]) == (0.0, 3)
+    said = [c for c in declared().claims if c.row == {"leg": VGG38, "scope": "report", "reading": "least"}]
+    assert [report.judge(claim, session, QUERIES).verdict for claim in said] == [Verdict.NOT_REPRODUCED]
+
+
 def test_the_output_layer_is_compared_alone_and_among_the_rest(tmp_path):
     def rows(trial):
         loud = {"gradient": 4.0, "count": 10}
@@ -225,6 +238,15 @@ def test_the_reports_sentences_are_held_against_its_own_training_and_ours_agains
         (["gamma_l1=0.1"], "finished"),
         (["weight_init=glorot_normal"], "finished"),
         (["depth=20"], "finished"),
+        (["label_noise=0.5"], "finished"),
+        (["lr=0.3"], "finished"),
+        (["momentum=0"], "finished"),
+        (["batch=32", "norm_batch=32"], "finished"),
+        (["norm_batch=32"], "finished"),
+        (["weight_decay=0"], "finished"),
+        (["norm_decay=0"], "finished"),
+        (["augmentation=none"], "finished"),
+        (["milestones=0.5"], "finished"),
         (["weight_decay=0.0001,0.001"], "finished"),  # two settings of one seed
         ([], "diverged"),
     ],

@@ -29,6 +29,7 @@ from bnscale.trial import Trial
 WEIGHTS = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
 """Factors of the weights before norms: with sigma near 1 to begin with, the smallest come to sqrt(epsilon)."""
 GAMMAS = (0.01, 0.1, 0.3, 1.0, 10.0)
+_READINGS = 3 * len(GAMMAS) + 1
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ class GammaScaling:
 
     step: int  # updates taken
     factor: float
-    gammas: str  # which: every, inner (all but the last norm's), or branch (of residual branches)
+    gammas: (
+        str  # which: every, inner (all but the last norm's), branch (of residual branches), or ones: each is set to 1
+    )
     layer: str  # module path, "blocks.4.conv2"
     layer_index: int  # 1 at the stem, growing towards the output
     norms_behind: int  # norms in a row from this layer to the output, its own counted and shortcuts' not
@@ -107,23 +110,31 @@ def _gammas(trial: Trial) -> str | None:
     return gamma(trial) or whole_weights(trial)
 
 
-@asks(_gammas, steps=3 * len(GAMMAS), rows=lambda trial: 3 * len(GAMMAS) * trial.layers)
+@asks(_gammas, steps=_READINGS, rows=lambda trial: _READINGS * trial.layers)
 def gamma_scaling(at: Snapshot) -> Iterator[GammaScaling]:
-    """Gradients of the weights, layer by layer, as gammas grow and shrink. A pass for each factor and set of gammas.
+    """Gradients of the weights, layer by layer, as gammas grow and shrink, or are all 1. A pass for each factor and set
+    of gammas.
 
     A layer whose gradient left the float32 numbers has no row.
     """
     found = layers(at.network)
+    for which, factor, changed in _changes(at):
+        value, slopes = at.slope(at.batch(), [layer.weight for layer in found], changed)
+        for layer in found:
+            length = float(slopes[layer.weight].flatten().double().norm())
+            if math.isfinite(length):
+                behind = sum(site.layer >= layer.number and not site.shortcut for site in at.trial.norms)
+                yield GammaScaling(at.step, factor, which, layer.name, layer.number, behind, length, value)
+
+
+def _changes(at: Snapshot) -> Iterator[tuple[str, float, dict[str, Tensor]]]:
+    """Set, factor, and the gammas of the set times the factor, by name."""
     sites = [site for site in at.trial.affine_norms if f"{site.name}.weight" in at.parameters]
+    gammas = {site.name: at.parameters[f"{site.name}.weight"].detach() for site in sites}
     for which, some in _sets(sites).items():
         for factor in GAMMAS:
-            changed = {name: factor * at.parameters[name].detach() for name in (f"{site.name}.weight" for site in some)}
-            value, slopes = at.slope(at.batch(), [layer.weight for layer in found], changed)
-            for layer in found:
-                length = float(slopes[layer.weight].flatten().double().norm())
-                if math.isfinite(length):
-                    behind = sum(site.layer >= layer.number and not site.shortcut for site in at.trial.norms)
-                    yield GammaScaling(at.step, factor, which, layer.name, layer.number, behind, length, value)
+            yield which, factor, {f"{site.name}.weight": factor * gammas[site.name] for site in some}
+    yield "ones", 1.0, {f"{name}.weight": torch.ones_like(own) for name, own in gammas.items()}
 
 
 def _sets(sites: list[Site]) -> dict[str, list[Site]]:
