@@ -7,14 +7,17 @@
 -- name: planned
 -- One row per trial of the preset, run or not: its data set, depth and augmentation, where that is an axis, whether its
 -- labels are true, as `changed` what its batch norm has that the report's does not, nothing where it is plain, and as
--- `others` the axes that this study does not name. Where the data set is no axis it is that of the trials there are.
+-- `others` the axes that this study does not name. Where data set or depth is no axis it is that of the trials there are.
 select
     trial,
     coalesce(
         nullif(regexp_extract(cell, '(^| )data=(\S+)', 2), ''),
         (select any_value(data) from plan as every join trials using (trial))
     ) as data,
-    regexp_extract(cell, '(^| )depth=(\S+)', 2)::bigint as depth,
+    coalesce(
+        nullif(regexp_extract(cell, '(^| )depth=(\S+)', 2), '')::bigint,
+        (select any_value(depth) from plan as every join trials using (trial))
+    ) as depth,
     regexp_extract(cell, '(^| )augmentation=(\S+)', 2) as augmented,
     regexp_extract(cell, '(^| )label_noise=(\S+)', 2) in ('', '0.0') as true_labels,
     trim(regexp_replace(
