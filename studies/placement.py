@@ -21,7 +21,7 @@ Prediction   A norm after every second convolution keeps the accuracy and beats 
              into the convolution before it (Jacob et al. 2018), there is nothing left to save.
 Refuted by   accuracy that falls with the first norms left out, half the layers that do as well with as many norms, or a
              step that takes as long with half the norms.
-Cost         Laptop: 102 trainings, 5 minutes on 2 CPU cores. Paper preset: 375 trainings of 160 epochs; a cluster.
+Cost         Laptop: 102 trainings, 4 minutes on 2 CPU cores. Paper preset: 375 trainings of 160 epochs; a cluster.
 
     python studies/placement.py plan    trials, hours, memory, disk; starts nothing
     python studies/placement.py         runs what is not yet done, then reports

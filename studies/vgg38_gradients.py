@@ -21,7 +21,7 @@ Limits       Gradients are those of the loss on one batch at each reading, decay
              and decay, over the learning rate. Beta starts at 0, where a gradient has no relative size: it is compared
              to gamma instead. The report says of its protocol only network, data and epochs; how its gammas and weights
              start, which the ratio hangs on, is not among it. So gamma is started both uniform and at 1.
-Cost         Laptop: 15 trainings of 500 steps on digits, 4 minutes on 2 CPU cores. Paper preset: 15 trainings of 100
+Cost         Laptop: 15 trainings of 500 steps on digits, 3 minutes on 2 CPU cores. Paper preset: 15 trainings of 100
              epochs on CIFAR-100; a GPU. On a laptop with CIFAR-10:
 
     python studies/vgg38_gradients.py plan --preset paper    trials, hours, memory, disk; starts nothing
