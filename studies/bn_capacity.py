@@ -12,7 +12,7 @@ Prediction   BN alone overfits, less than the network trained whole; the gap gro
              many as the network trained whole.
 Refuted by   a training accuracy of BN only that is not above its test accuracy by more than images and seeds leave
              uncertain, a penalty that leaves the gap as it is, or random labels that stay at chance.
-Cost         Laptop: 93 trainings, 5 minutes on 2 CPU cores. Paper preset: 1,782 trainings of 50 to 200 layers for 160
+Cost         Laptop: 93 trainings, 4 minutes on 2 CPU cores. Paper preset: 1,782 trainings of 50 to 200 layers for 160
              epochs on three data sets; a cluster.
 
     python studies/bn_capacity.py plan      trials, hours, memory, disk; starts nothing
