@@ -4,6 +4,7 @@
 where norms can stand in each is arithmetic, in anatomy.py.
 """
 
+import torch
 from torch import nn
 
 from bnscale.networks.imagenet import ImageNetResNet
@@ -19,7 +20,15 @@ __all__ = ["assemble", "build", "even_output", "trained", "unseeded"]
 
 
 def assemble(trial: Trial) -> nn.Module:
-    """The network of a trial with values that nobody has set yet."""
+    """The network of a trial with values that nobody has set yet.
+
+    torch draws values for new modules from its own stream, which is put back: building one disturbs no other draw.
+    """
+    with torch.random.fork_rng(devices=[]):
+        return _assemble(trial)
+
+
+def _assemble(trial: Trial) -> nn.Module:
     facts, depth, width, norm = trial.facts, trial.depth, trial.width, norms_of(trial)
     match trial.network:
         case Network.RESNET:

@@ -55,7 +55,7 @@ def parameter_gradient(at: Snapshot) -> Iterator[ParameterGradient]:
     batches: what of the gradient is noise cancels in it, and what lasts adds up.
     """
     gradients, momentum = at.gradients(at.parameters), at.momentum
-    start = dict(_build(at.trial).named_parameters())
+    start = dict(build(at.trial).named_parameters())
     index = _layers(at)
     for name, parameter in at.parameters.items():
         owner, _, own = name.rpartition(".")
@@ -76,12 +76,6 @@ def parameter_gradient(at: Snapshot) -> Iterator[ParameterGradient]:
             last_update=_magnitudes(momentum[name])[0] if name in momentum else None,
             moved=None if from_batch else _magnitudes(parameter - start[name].to(parameter.device))[0],
         )
-
-
-def _build(trial: Trial) -> nn.Module:
-    """The network before its first update. torch fills new modules from its own stream, which is put back."""
-    with torch.random.fork_rng(devices=[]):
-        return build(trial)
 
 
 def _kind(owner: str, module: nn.Module, own: str) -> str:

@@ -54,10 +54,10 @@ def timing(at: Snapshot) -> Iterator[Timing]:
     """
     trial, (images_NCHW, targets) = at.trial, at.batch()
     device = images_NCHW.device
-    passes = _passes(trial, _copy(at), _copy(at), images_NCHW, targets)
+    passes = _passes(trial, partial(_copy, at), images_NCHW, targets)
     beside = _beside(trial)
     if beside is not None:
-        passes += _passes(beside, _new(beside, at), _new(beside, at), images_NCHW, targets)
+        passes += _passes(beside, partial(_new, beside, device), images_NCHW, targets)
     shortest = [math.inf] * len(passes)
     with _one_thread(device):
         for turn in range(WARM + REPEATS):
@@ -83,12 +83,13 @@ class _Pass:
     run: Callable[[], None]
 
 
-def _passes(trial: Trial, network: nn.Module, without: nn.Module, images_NCHW: Tensor, targets: Tensor) -> list[_Pass]:
-    """The kinds of pass of one network; its norms are folded in `without`, a second of it."""
-    placement, norms = str(trial.placement), len(trial.norms)
+def _passes(trial: Trial, make: Callable[[], nn.Module], images_NCHW: Tensor, targets: Tensor) -> list[_Pass]:
+    """The kinds of pass of one network; its norms are folded in a second of it."""
+    network, placement, norms = make(), str(trial.placement), len(trial.norms)
     learn, infer = partial(_learn, trial, network, images_NCHW, targets), partial(_infer, trial, network, images_NCHW)
     found = [_Pass(placement, "train", norms, network, learn), _Pass(placement, "evaluation", norms, network, infer)]
     if foldable(trial):
+        without = make()
         fold(without, images_NCHW[:2])
         found.append(_Pass(placement, "folded", 0, without, partial(_infer, trial, without, images_NCHW)))
     return found
@@ -110,16 +111,14 @@ def _beside(trial: Trial) -> Trial | None:
     return None
 
 
-def _new(trial: Trial, at: Snapshot) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        return build(trial).to(at.data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+def _new(trial: Trial, device: torch.device) -> nn.Module:
+    return build(trial).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _copy(at: Snapshot) -> nn.Module:
     """The network as it stands, on this worker alone; what trains in it trains in the copy."""
     own = at.network.state_dict()
-    with torch.random.fork_rng(devices=[]):  # a new network draws values, which the next line replaces
-        network = assemble(at.trial)
+    network = assemble(at.trial)
     restrict(network, at.trial)
     network.load_state_dict(own | {name: value for name, value in at.statistics.items() if name in own})
     return network.to(at.data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
