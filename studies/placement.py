@@ -368,16 +368,16 @@ def bn_only(depths: list[int], rates: list[float]) -> list[dict[str, Any]]:
     return grid(depth=depths, trainable=[Trainable.BN], lr=rates)
 
 
-# Decades around the rates that train. Without norms the signal of 50 layers is thousands of times as large at the
-# output, and what trains with every norm overflows at once.
-MANY, FIFTH, LAST, FEW = [0.01, 0.1], [0.001, 0.01, 0.1], [1e-4, 0.001, 0.01], [1e-5, 1e-4, 0.001]
+# Four decades each, around the rates that train. Without norms the signal of 50 layers is thousands of times as large at
+# the output, and what trains with every norm overflows at once.
+MANY, FIFTH, LAST, FEW = ([10.0**power for power in range(least, least + 4)] for least in (-3, -4, -5, -6))
 RATES = {
     Placement.EVERY: MANY,
     Placement.EVERY_2: MANY,
-    Placement.EVERY_5: [1e-4, *FIFTH],
-    Placement.STAGE_ENDS: [1e-6, *FEW],
-    Placement.LAST: [*LAST, 0.1],
-    Placement.NONE: [1e-6, *FEW],
+    Placement.EVERY_5: FIFTH,
+    Placement.LAST: LAST,
+    Placement.STAGE_ENDS: FEW,
+    Placement.NONE: FEW,
 }
 
 study = Study(
@@ -397,28 +397,13 @@ study = Study(
     ),
     laptop=Preset(
         fixed=FRANKLE_DIGITS | {"trainable": Trainable.ALL},
-        scientific=placed(
-            [50],
-            {
-                Placement.EVERY: MANY,
-                Placement.EVERY_2: MANY,
-                Placement.EVERY_5: FIFTH,
-                Placement.STAGE_ENDS: FEW,
-                Placement.LAST: LAST,
-                Placement.NONE: FEW,
-            },
-        )
+        scientific=placed([50], RATES)
         + placed(
             [26],
-            {
-                Placement.EVERY: MANY,
-                Placement.EVERY_2: MANY,
-                Placement.EVERY_5: FIFTH,
-                Placement.NONE: FEW,
-            },
+            {place: RATES[place] for place in (Placement.EVERY, Placement.EVERY_2, Placement.EVERY_5, Placement.NONE)},
         )
         + placed([14], {Placement.EVERY: MANY})
-        + bn_only([14, 26, 50], [0.1, 0.3]),
+        + bn_only([14, 26, 50], [0.1, 0.3, 1.0]),
         nuisance=[{}],
         chosen="lr",
         seeds=range(3),
