@@ -25,7 +25,7 @@ Networks     The note names none, and no data: what it says is said of any. Here
              fixed rate without decay, which is the note's step. Rates go down to where ResNet-50 trains without norms.
              Formulas and scale are read at rate 0.1, or at one that is set: `--set lr=0.3`. Digits need no file; on
              other images: `--set data=cifar10 --set batch=128 --set norm_batch=128 --data ...`.
-Cost         Paper preset: 144 trainings of 300 steps of ResNet-50 and VGG-13 on digits, 7 minutes on two cores.
+Cost         Paper preset: 144 trainings of 300 steps of ResNet-50 and VGG-13 on digits, 8 minutes on two cores.
              Laptop: 108 of ResNet-14 and VGG-11, 250 steps, 4 minutes.
 
     python studies/bn_gradients.py plan --preset paper    trials, hours; starts nothing

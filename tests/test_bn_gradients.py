@@ -105,7 +105,7 @@ def test_what_costs_most_looks_at_one_rate_alone():
 def test_at_a_rate_that_the_grid_lacks_nothing_is_left_out():
     asked = declared().paper.setting("lr", [0.3])
     planned = [e.trial for e in plan(asked, lambda data: Pixels.ORIGINAL)]
-    assert len(planned) == len(PLANNED) / 7
+    assert len(planned) == len(PLANNED) / 8
     assert {str(t.weight_init) for t in planned} == {"he_normal", "glorot_normal"}
     for trial in planned:
         probes = {probe.__name__ for probe in looking(declared().probes, trial)}

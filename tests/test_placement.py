@@ -115,9 +115,9 @@ def test_every_second_norm_leaves_about_as_many_as_half_the_depth_has_and_twice_
     assert fewer == (depth - 2) // 2  # one a block, behind its first convolution
 
 
-def test_the_run_on_real_images_trains_four_networks_and_leaves_gamma_and_beta_alone_out():
+def test_the_run_on_real_images_trains_six_networks_and_leaves_gamma_and_beta_alone_out():
     sets = ("depth=50", "placement=every,every_2", "epochs=1", "seed=0")
-    assert Counter(str(each.trial.placement) for each in planned("paper", *sets)) == {"every": 2, "every_2": 2}
+    assert Counter(str(each.trial.placement) for each in planned("paper", *sets)) == {"every": 3, "every_2": 3}
 
 
 def test_without_held_out_images_nothing_can_choose_a_rate_and_one_rate_needs_no_choice():
@@ -139,16 +139,16 @@ def test_the_rate_is_chosen_on_held_out_images_and_one_without_divergence_comes_
             return done(0.99, held_out=0.4)  # test images choose nothing
         if trial.placement is Placement.NONE:
             return (
-                None if trial.lr == 1e-3 and trial.seed == 2 else done(0.3, held_out=0.9 if trial.lr == 1e-3 else 0.2)
+                None if trial.lr == 1e-4 and trial.seed == 2 else done(0.3, held_out=0.9 if trial.lr == 1e-4 else 0.2)
             )
-        return done(0.8, held_out=0.6)
+        return done(0.8, held_out=0.6 if trial.lr == 0.01 else 0.5)
 
     session = session_with(tmp_path, planned("laptop", "depth=50", "placement=every,none"), reached)
     found = answer(session, "accuracy_over_depth", "kind", "depth")
     assert (found["every", 50]["lr"], found["every", 50]["accuracy"]) == (0.01, pytest.approx(0.8))
     assert found["none", 50]["lr"] == 1e-5
     assert found["none", 50]["diverged"] == 0
-    assert (found["every", 50]["at_end"], found["none", 50]["at_end"]) == ("least", "least")
+    assert (found["every", 50]["at_end"], found["none", 50]["at_end"]) == (None, "least")
 
 
 def test_a_seed_that_lacks_a_rate_is_left_out_and_a_setting_is_not_a_seed(tmp_path):
