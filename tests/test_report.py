@@ -327,6 +327,14 @@ def test_readings_over_time_break_only_where_a_reading_is_missing():
     assert values[1:] == [0.4, 0.4]
 
 
+def test_a_series_with_places_of_its_own_has_a_line_through_them_and_a_marker_at_each():
+    rows = [cell("all", count, 0.9) for count in (8, 20)] + [cell("bn", count, 0.5) for count in (5, 14, 32)]
+    (axes,) = sheet_of(figures.curves(**CURVES | {"along": Along.OWN}, low="low", high="high"), rows).axes
+    own = [line for line in axes.lines if line.get_color() == figures.VERMILION and len(line.get_xdata()) == 3]
+    assert {line.get_marker() for line in own} == {"None", "o"}
+    assert all(line.get_xdata().tolist() == [5, 14, 32] and np.isfinite(line.get_ydata()).all() for line in own)
+
+
 def test_a_missing_cell_has_no_bar_and_says_so():
     rows = [cell("all", 8, 0.9), cell("all", 14, 0.9), cell("bn", 8, 0.5), cell("bn", 14, None)]
     sheet = sheet_of(figures.bars(**ACCURACY, low="low", high="high"), rows)

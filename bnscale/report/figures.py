@@ -167,7 +167,7 @@ def curves(
         drawn_x = every_x[np.isfinite(positive(every_x, scale))]
         room = 72 * WIDTH - 80 - 5 * max(len(style.label) for style in styles or styled)  # points, of the x axis
         tight = False
-        if along is Along.GRID:  # the axis holds each x, also those of which there is no reading but that it diverged
+        if along is not Along.TIME:  # the axis holds each x, even where all there is is that it diverged
             axes.update_datalim([(place, 1) for place in drawn_x], updatey=False)
             axes.autoscale_view()
             if scale is Scale.LOG and len({*drawn_x, *(point.x for point in points)}) == 1:
@@ -212,7 +212,7 @@ def curves(
         if crosses:
             keys.append(Line2D([], [], color=MUTED, linestyle="", marker="x", markersize=4.6, label="share diverged"))
         keys += overflow_keys([overflowed(axes, infinite)])
-        if along is Along.GRID and len(every_x) <= (40 if scale is Scale.LOG else 12):
+        if along is not Along.TIME and len(every_x) <= (40 if scale is Scale.LOG else 12):
             tick_each(axes, sorted({*drawn_x, *(point.x for point in points)}), room)
         name_ends(axes, ends)
         said = band or what_band(low, high) if low is not None and high is not None and table.readings(low) else ""

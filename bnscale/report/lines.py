@@ -25,6 +25,7 @@ class Along(Enum):
     """What the x axis is."""
 
     GRID = "an axis of the study: each value is a cell, and a cell that one series lacks is a gap"
+    OWN = "something counted: each series has places of its own, and its line leads from one to the next"
     TIME = "time or layers: many readings in a row, drawn without markers"
 
 
@@ -65,7 +66,7 @@ def on_axis(table: Table, x: str, xscale: Scale, *columns: str | None) -> np.nda
 def line(
     axes: Axes, at: np.ndarray, value: np.ndarray, low: np.ndarray, high: np.ndarray, colour: str, along: Along
 ) -> None:
-    """One series: its band, its line, and markers on a grid or where a reading stands alone.
+    """One series: its band, its line, and a marker at each reading; of many in a row only where one stands alone.
 
     The y axis must have its limits: +inf is drawn as what leaves them, the line and the band lead there.
     """
@@ -74,7 +75,7 @@ def line(
     has_band = np.isfinite(low) & np.isfinite(high)
     if has_band.any():
         axes.fill_between(at, low, high, where=has_band, color=colour, alpha=0.22, linewidth=0, zorder=2)
-    if along is Along.GRID:
+    if along is not Along.TIME:
         axes.vlines(at[has_band], low[has_band], high[has_band], colour, linewidth=1, alpha=0.8, zorder=3)
     marked = finite & (alone(value) if along is Along.TIME else True)
     axes.plot(at, value, color=colour, linewidth=1.7, zorder=4)
@@ -130,7 +131,7 @@ def what_band(low: str, high: str) -> str:
 
 def legend(axes: Axes, along: Along, band: str, others: Sequence[Artist]) -> None:
     """What is ours and what is not; which series is which stands at the lines themselves."""
-    marker = "o" if along is Along.GRID else ""
+    marker = "" if along is Along.TIME else "o"
     ours = f"measured, with {band}" if band else "measured"
     keys: list[Artist] = [Line2D([], [], color=MUTED, linewidth=1.7, marker=marker, markersize=4.6, label=ours)]
     keys += others
