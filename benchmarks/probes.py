@@ -7,8 +7,7 @@ ResNet-110 (Bjorck et al. 2018) and VGG-16 of 64 to 512 channels (Santurkar et a
 batch 128; and 25 matrices of 10 by 10 on 1,000 Gaussian vectors (Santurkar et al. 2018). Batch norm, all parameters
 trained, fp32. Steps and readings take turns in one process, and each ratio is to the step of the same turn. A reading
 stands alone here; in a training, probes that need the same gradient share it. What costs 15 steps or more is read once,
-in the first turn. `curve` and `clamp` evaluate every part
-of the data: here 1,000 images, or the 1,000 vectors.
+in the first turn. `curve` and `clamp` evaluate every part of the data: here 1,000 images, or the 1,000 vectors.
 """
 
 import argparse

@@ -51,9 +51,8 @@ class GammaScaling:
 
     step: int  # updates taken
     factor: float
-    gammas: (
-        str  # which: every, inner (all but the last norm's), branch (of residual branches), or ones: each is set to 1
-    )
+    # which: every, inner (all but the last norm's), branch (of residual branches), or ones: each is set to 1
+    gammas: str
     layer: str  # module path, "blocks.4.conv2"
     layer_index: int  # 1 at the stem, growing towards the output
     norms_behind: int  # norms in a row from this layer to the output, its own counted and shortcuts' not
