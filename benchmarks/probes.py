@@ -1,6 +1,6 @@
 """What a reading costs: every probe of the project as a multiple of a training step.
 
-    python benchmarks/probes.py                           three networks; about 12 minutes on 2 cores
+    python benchmarks/probes.py                           three networks; a quarter of an hour or more on 2 cores
     python benchmarks/probes.py --network vgg --turns 5   one of them
 
 ResNet-110 (Bjorck et al. 2018) and VGG-16 of 64 to 512 channels (Santurkar et al. 2018) on random images of 32 by 32,
