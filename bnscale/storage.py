@@ -18,16 +18,19 @@ import secrets
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from bnscale.trial import Refusal
 
 _LOCKS = ".locks"  # a folder's lock files
 _TEMPORARY = ".tmp"  # how the name of a file ends that is not whole yet; it begins with a dot
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 class StoreFailure(OSError):
@@ -76,8 +79,20 @@ class Storage(Protocol):
     def remove(self, prefix: str) -> None:
         """All below a folder."""
 
-    def sweep(self, prefix: str, kept: set[str]) -> None:
-        """All below a folder but these keys, and what a killed writer left half written there."""
+    def sweep(self, prefix: str, doomed: Callable[[str], bool]) -> None:
+        """Of all keys below a folder the `doomed` ones, and what a killed writer left half written of such."""
+
+    def below(self, prefix: str) -> "Storage":
+        """What is below a folder, as a storage of its own."""
+
+    def holds(self, prefix: str) -> bool:
+        """Whether there is anything below a folder, or such a folder. May lag behind what was written."""
+
+    def prepare(self, prefix: str) -> None:
+        """Make ready to write below a folder, where that takes anything."""
+
+    def each(self, act: Callable[[_T], _R], of: Sequence[_T]) -> "Sequence[_R]":
+        """What `act`, which mostly waits for this storage, says of each; as many at once as serves."""
 
 
 def storage(url: str | Path) -> "Folder":
@@ -94,6 +109,7 @@ class Folder:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser().resolve()
         self.url = str(self.root)
+        self._top = self.root  # with the locks
 
     def __repr__(self) -> str:
         return f"Folder({self.url!r})"
@@ -124,7 +140,7 @@ class Folder:
 
     def create(self, key: str, content: bytes) -> Version | None:
         path = self.path(key)
-        temporary = path.with_name(f".{path.name}{_TEMPORARY}")
+        temporary = path.with_name(f".{path.name}.alone{_TEMPORARY}")
         with self._changing(path, temporary), self._alone(key):
             if path.exists():
                 return None
@@ -141,7 +157,7 @@ class Folder:
 
     def swap(self, key: str, content: bytes, version: Version) -> Version | None:
         path = self.path(key)
-        temporary = path.with_name(f".{path.name}{_TEMPORARY}")
+        temporary = path.with_name(f".{path.name}.alone{_TEMPORARY}")
         with self._changing(path, temporary), self._alone(key):
             try:
                 if self.get(key)[1] != version:
@@ -180,21 +196,41 @@ class Folder:
         return path
 
     def remove(self, prefix: str) -> None:
-        self.sweep(prefix, set())
+        self.sweep(prefix, lambda key: True)
         top = self.path(prefix)
         with self._changing(top):
             for folder, _, _ in os.walk(top, topdown=False):
                 _delete(Path(folder))
 
-    def sweep(self, prefix: str, kept: set[str]) -> None:
+    def sweep(self, prefix: str, doomed: Callable[[str], bool]) -> None:
         for path in self._files(prefix):
-            if path.relative_to(self.root).as_posix() not in kept:
+            whole = path.with_name(path.name[1:].rsplit(".", 2)[0]) if _hidden(path) else path
+            if doomed(whole.relative_to(self.root).as_posix()):
                 with self._changing(path):
                     _delete(path)
 
+    def below(self, prefix: str) -> "Folder":
+        folder = Folder(self.path(prefix))
+        folder._top = self._top
+        return folder
+
+    def holds(self, prefix: str) -> bool:
+        return self.path(prefix).is_dir()
+
+    def prepare(self, prefix: str) -> None:
+        path = self.path(prefix)
+        with self._changing(path):
+            _need(path)
+            _need(self._top / _LOCKS)
+            if not os.access(path, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    def each(self, act: Callable[[_T], _R], of: Sequence[_T]) -> Sequence[_R]:
+        return [act(one) for one in of]
+
     def path(self, key: str) -> Path:
-        """Where a key is in the folder, whether there is something or not."""
-        parts = key.split("/")
+        """Where a key is in the folder, whether there is something or not; the folder itself for ""."""
+        parts = key.split("/") if key else []
         assert {"", ".", ".."}.isdisjoint(parts), f"{key!r} is no key"
         return self.root.joinpath(*parts)
 
@@ -211,7 +247,8 @@ class Folder:
     @contextmanager
     def _alone(self, key: str) -> Iterator[None]:
         """No other process, and no other thread, changes this key. Many keys share a lock file: few are ever made."""
-        path = self.root / _LOCKS / hashlib.sha256(key.encode()).hexdigest()[:2]
+        name = self.path(key).relative_to(self._top).as_posix()
+        path = self._top / _LOCKS / hashlib.sha256(name.encode()).hexdigest()[:2]
         if not path.parent.is_dir():
             _need(path.parent)
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
