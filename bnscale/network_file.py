@@ -23,6 +23,7 @@ from bnscale.engine.state import frozen_sum, load_state
 from bnscale.networks import build, unseeded
 from bnscale.networks.norm import Noise, NormLayer
 from bnscale.networks.trainable import PairConv2d
+from bnscale.storage import place
 from bnscale.store import Manifest, Store
 from bnscale.trial import Outcome, Refusal, Trial, near
 
@@ -299,12 +300,12 @@ def _finished(store: Store, beginning: str) -> Manifest:
 
 def _last(store: Store, manifest: Manifest) -> Checkpoint:
     """The checkpoint that a finished trial ends with."""
-    place, step = store.checkpoints(manifest.trial), manifest.recalled.total_steps
-    found = read(place, step)
+    kept, step = store.checkpoints(manifest.trial), manifest.recalled.total_steps
+    found = read(kept, step)
     if found is not None:
         return found
-    what = "is damaged" if place.size(f"step-{step}.safetensors") is not None else "is missing"
+    what = "is damaged" if kept.size(f"step-{step}.safetensors") is not None else "is missing"
     raise Refusal(
-        f"trial {manifest.trial}: its last checkpoint {what} in {place.url}; to train it again delete "
+        f"trial {manifest.trial}: its last checkpoint {what} in {kept.url}; to train it again delete "
         f"{store.where(manifest.trial)} and run its study"
     )

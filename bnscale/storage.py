@@ -12,6 +12,7 @@ its process. After a `StoreFailure` nobody knows whether the change stands: whoe
 import errno
 import fcntl
 import hashlib
+import math
 import os
 import re
 import secrets
@@ -19,7 +20,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
@@ -48,6 +49,8 @@ class Storage(Protocol):
     """Contents by key. All but `read`, `get` and `local` of a missing key raise `StoreFailure` and nothing else."""
 
     url: str  # what a message calls it: an absolute path, or s3://bucket/prefix
+    reach: Path  # all files that `local` gives are in this folder
+    far: bool  # `local` copies a file, the first time that it is asked for
 
     def read(self, key: str) -> bytes:
         """Raises `FileNotFoundError`."""
@@ -69,6 +72,9 @@ class Storage(Protocol):
 
     def size(self, key: str) -> int | None:
         """Bytes; None where there is none."""
+
+    def age(self, key: str) -> float:
+        """Seconds since it was written; infinite where there is none. Two clocks are compared: for people only."""
 
     def list(self, prefix: str) -> list[str]:
         """The keys below a folder, sorted. May lag behind what was written."""
@@ -95,8 +101,10 @@ class Storage(Protocol):
         """What `act`, which mostly waits for this storage, says of each; as many at once as serves."""
 
 
-def storage(url: str | Path) -> "Folder":
+def storage(url: "str | Path | Storage") -> "Storage":
     """The storage that a user named. Touches nothing. Raises `Refusal` for a scheme that is none of ours."""
+    if not isinstance(url, str | Path):
+        return url
     scheme, colon, _ = str(url).partition("://")
     if isinstance(url, Path) or not colon or not re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme):
         return Folder(url)
@@ -109,6 +117,8 @@ class Folder:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser().resolve()
         self.url = str(self.root)
+        self.reach = self.root
+        self.far = False
         self._top = self.root  # with the locks
 
     def __repr__(self) -> str:
@@ -129,13 +139,9 @@ class Folder:
 
     def write(self, key: str, content: bytes) -> None:
         path = self.path(key)
-        # Without the lock while it is written: a checkpoint may take seconds. So the name is this call's own.
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
-        with self._changing(path, temporary):
+        with self._changing(path):
             _need(path.parent)
-            _write(temporary, content)
-            with self._alone(key):
-                _rename(temporary, path)
+            place(path, content, lambda: self._alone(key))
             _sync(path.parent)
 
     def create(self, key: str, content: bytes) -> Version | None:
@@ -185,6 +191,12 @@ class Folder:
             return None
         except OSError as error:
             raise _failure(path, error, "read") from error
+
+    def age(self, key: str) -> float:
+        try:
+            return time.time() - self.path(key).stat().st_mtime
+        except OSError:
+            return math.inf
 
     def list(self, prefix: str) -> list[str]:
         return sorted(path.relative_to(self.root).as_posix() for path in self._files(prefix) if not _hidden(path))
@@ -269,6 +281,20 @@ class Folder:
                 with suppress(OSError):
                     _delete(temporary)
             raise _failure(path, error, "written") from error
+
+
+def place(path: Path, content: bytes, alone: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+    """One file of this machine, whole or not at all, renamed while `alone`. Raises `OSError` where the disk does."""
+    # Without a lock while it is written: a checkpoint may take seconds. So the name is this call's own.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
+    try:
+        _write(temporary, content)
+        with alone():
+            _rename(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            _delete(temporary)
+        raise
 
 
 def _version(content: bytes) -> Version:

@@ -209,7 +209,7 @@ class Store:
     """
 
     def __init__(self, place: str | Path | Storage) -> None:
-        self.storage = storage(place) if isinstance(place, str | Path) else place
+        self.storage = storage(place)
         self.url = self.storage.url
         self.damaged: list[
             tuple[str, str]
@@ -224,7 +224,7 @@ class Store:
     @classmethod
     def existing(cls, place: str | Path | Storage) -> "Store":
         """A store to read; nothing is created. Raises `Refusal` where there is none."""
-        kept = storage(place) if isinstance(place, str | Path) else place
+        kept = storage(place)
         if not kept.holds("manifests"):
             raise Refusal(
                 f"store {kept.url}: there is none; run a study that writes it, or choose another with --store"
@@ -317,6 +317,10 @@ class Store:
     def checkpoints(self, trial_id: str) -> Storage:
         """Where the trial's checkpoints are kept; the engine writes them."""
         return self.storage.below(f"checkpoints/trial={trial_id}")
+
+    def silence(self, trial_id: str) -> float:
+        """Seconds since the trial's manifest was written, by the clock of this machine: for people only."""
+        return self.storage.age(_manifest(trial_id))
 
     def where(self, trial_id: str) -> str:
         """What a message calls the trial's manifest."""
@@ -500,6 +504,8 @@ class Writer:
         if parts != self._manifest.parts or step != self._manifest.step:
             self._commit(self._changed(step=step, parts=parts))
             self._sweep()
+        elif self._storage.get(_manifest(self._manifest.trial))[1] != self._version:
+            raise self._overtaken()
         self._rows.clear()
         self._first = step
 

@@ -5,6 +5,7 @@ needed to go on is weights, running statistics, momentum and one integer. Nothin
 what is trained.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -34,7 +35,7 @@ class Job:
 
     trial: Trial
     probes: dict[Probe, Cadence]
-    store: str  # absolute path
+    store: str  # absolute path, or the address of a bucket
     data: str  # absolute path of the data folder
     commit: str | None  # of the code that declared the trial; None outside of git
     zero: int  # ZeRO stage of a gang, 0 or 1

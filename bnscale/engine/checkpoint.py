@@ -26,8 +26,10 @@ def write(place: Storage, step: int, tensors: dict[str, Tensor], facts: dict[str
     about = {"step": step, "sha256": hashlib.sha256(content).hexdigest(), "facts": facts}
     place.write(f"step-{step}.safetensors", content)
     place.write(f"step-{step}.json", json.dumps(about, indent=1).encode())
-    staying = {step, *_steps(place)[-kept:]}
-    place.sweep("", lambda key: _step(key) not in staying)
+    # Of later steps none: this process may have slept while another went on from here.
+    old = [each for each in _steps(place) if each <= step][:-kept]
+    if old:
+        place.sweep("", lambda key: _step(key) in old)
 
 
 def newest(place: Storage, most: int | None = None) -> Checkpoint | None:

@@ -10,7 +10,6 @@ import os
 import socket
 from datetime import timedelta
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import psutil

@@ -4,7 +4,6 @@ Channels-last convolutions, and bfloat16 autocast where the trial says so. Nothi
 several workers; the gang's engine is in deepspeed.py.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
