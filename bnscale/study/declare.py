@@ -25,7 +25,9 @@ def grid(**axes: Iterable[Any]) -> list[dict[str, Any]]:
 
     Raises `Refusal` for an empty axis. A value that stands twice counts once, with a warning.
     """
-    values = {name: once(name, each) for name, each in axes.items()}
+    values = {}
+    for name, each in axes.items():
+        values[name] = once(name, each)
     if math.prod(map(len, values.values())) > MOST:
         raise Refusal(
             f"grid of {', '.join(values)}: has {math.prod(map(len, values.values())):,} cells; {MOST:,} at most"
