@@ -1,16 +1,7 @@
 """A batch is a function of (trial, step); every layout of files gives the same images; what is missing is told once."""
 
-import functools
-import gzip
-import hashlib
-import http.server
-import json
-import subprocess
-import sys
-import threading
 import urllib.error
 import urllib.request
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -159,54 +150,6 @@ def test_files_of_torchvision_that_hold_something_else_are_named(tmp_path):
         (raw / f"{name}-ubyte").write_bytes(b"junk" * 10)
     with pytest.raises(Refusal, match=r"MNIST/raw: cannot be read \("):
         prepare(digits(data=Data.MNIST, validation=0), tmp_path)
-
-
-DOWNLOAD = """
-import hashlib, json, sys
-from pathlib import Path
-sys.path.insert(0, "tests")
-from examples import digits
-from torchvision import datasets
-from bnscale.data import prepare
-from bnscale.choices import Data, _FACTS
-_FACTS[Data.MNIST] = _FACTS[Data.MNIST]._replace(train=20, test=6)
-mirror, sums, folder = sys.argv[1], json.loads(sys.argv[2]), Path(sys.argv[3])
-datasets.MNIST.mirrors, datasets.MNIST.resources = [mirror], [tuple(each) for each in sums]
-prepare(digits(data=Data.MNIST, validation=0), folder)
-"""
-
-
-@pytest.mark.usefixtures("small")
-def test_two_processes_that_lack_the_data_download_it_once(tmp_path):
-    home = tmp_path / "MNIST" / "raw"
-    write_idx(tmp_path, Data.MNIST)
-    for file in list(home.iterdir()):
-        (home / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
-        file.unlink()
-    files = sorted(home.iterdir())
-    asked: list[str] = []
-
-    class Mirror(http.server.SimpleHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.path)
-            super().do_GET()
-
-        def log_message(self, *args):
-            pass
-
-    handler = functools.partial(Mirror, directory=str(home))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        mirror = f"http://127.0.0.1:{server.server_port}/"
-        sums = json.dumps([(file.name, hashlib.md5(file.read_bytes()).hexdigest()) for file in files])
-        command = [sys.executable, "-c", DOWNLOAD, mirror, sums, str(tmp_path / "data")]
-        both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-        for process in both:
-            _, error = process.communicate(timeout=100)
-            assert process.returncode == 0, error
-        server.shutdown()
-    # torchvision asks for a file twice, the first time only to learn where its address leads.
-    assert Counter(asked) == {f"/{file.name}": 2 for file in files}
 
 
 # --- batches ------------------------------------------------------------------------------------
