@@ -173,7 +173,7 @@ class Footer(BaseModel):
 def footer(content: pa.NativeFile | Path | io.BytesIO) -> Footer | None:
     """Of a data file; None where it was written before there were any. Raises `ValueError` for no Parquet file."""
     try:
-        said = (pq.read_schema(content).metadata or {}).get(_FOOTER)
+        said = (pq.read_metadata(content).metadata or {}).get(_FOOTER)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"is no Parquet file ({error})") from None
     return None if said is None else Footer.model_validate_json(said)
@@ -613,7 +613,7 @@ class Writer:
             wrong = self._store.damage(key, part)
             raise StoreFailure(f"{self._store.url}/{key}: {wrong}; delete the trial's manifest to train it again")
         # `pq.ParquetFile` adds no column `trial`, which only the path holds.
-        return pq.ParquetFile(io.BytesIO(content)).read().replace_schema_metadata(None)
+        return pq.ParquetFile(io.BytesIO(content)).read()
 
     def _sweep(self) -> None:
         """Delete what no manifest names any more. Of later attempts nothing: one may have begun since our commit."""
@@ -725,9 +725,13 @@ def _encode(rows: pa.Table, about: Footer) -> bytes:
     # Parquet's statistics of a column leave NaN out, and DuckDB 2.0 believes them: `x = 'nan'` is never true for it,
     # and `nullif(x, 'nan')` becomes x. So floats carry none.
     exact = [field.name for field in rows.schema if not pa.types.is_floating(field.type)]
-    rows = rows.replace_schema_metadata({_FOOTER: about.model_dump_json()})
     sink = io.BytesIO()
-    pq.write_table(rows, sink, compression="zstd", write_page_checksum=True, write_statistics=exact)
+    # Arrow's own schema is not stored: its types are Parquet's here.
+    with pq.ParquetWriter(
+        sink, rows.schema, compression="zstd", write_page_checksum=True, write_statistics=exact, store_schema=False
+    ) as file:
+        file.write_table(rows)
+        file.add_key_value_metadata({_FOOTER: about.model_dump_json()})
     return sink.getvalue()
 
 

@@ -61,8 +61,8 @@ class Notebook(Protocol):
     """Where rows go: a store's writer, or nowhere for workers that do not lead."""
 
     @property
-    def reached(self) -> int:
-        """Updates behind the rows that count: before a later checkpoint there would be rows missing."""
+    def reached(self) -> int | None:
+        """Updates behind the rows that count: before a later checkpoint there would be rows missing. None: any."""
         ...
 
     def write(self, table: str, rows: list[Any]) -> None: ...
@@ -160,7 +160,7 @@ def _accuracy(rows: list[Any], before: float | None) -> float | None:
 class _Nowhere:
     """The notebook of a worker that does not lead: its rows are the leader's."""
 
-    reached = 0
+    reached = None
 
     def write(self, table: str, rows: list[Any]) -> None: ...
     def flush(self, step: int) -> None: ...
