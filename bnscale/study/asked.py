@@ -62,7 +62,7 @@ class Asked:
         if grid.trials > most:
             also = f", and more than {MOST:,} not at all" if grid.trials > MOST else ""
             raise Refusal(
-                f"grid: has {size(study, grid, folder)}; more than {MANY:,} are trained only with --yes{also}; "
+                f"grid: has {cost_of(study, grid, folder)}; more than {MANY:,} are trained only with --yes{also}; "
                 "narrow it with --set, for example --set seed=0"
             )
         every = plan(grid, lambda each: data.pixels(each, folder))
@@ -190,7 +190,7 @@ def folder_of(data_sets: Path | None) -> Path:
     return (data_sets or data.default_folder()).expanduser().resolve()
 
 
-def size(study: Study, grid: Preset, folder: Path) -> str:
+def cost_of(study: Study, grid: Preset, folder: Path) -> str:
     """`10,000,000 trials, about 6,400 hours of one worker and 12 TiB of disk, by 8 of them`: for more trials than there
     is a reason to build. Times a few steps on this machine."""
     drawn = sample(grid, lambda each: data.pixels(each, folder), SAMPLE)

@@ -13,7 +13,7 @@ from bnscale import report
 from bnscale.engine.machine import in_bytes
 from bnscale.schedule import budget
 from bnscale.store import Manifest, Store
-from bnscale.study.asked import Asked, here, is_store, size
+from bnscale.study.asked import Asked, cost_of, here, is_store
 from bnscale.study.declare import MANY, MOST, Preset, Study
 from bnscale.study.plan import Planned, Search
 from bnscale.trial import Outcome
@@ -63,7 +63,7 @@ def say_size(study: Study, name: str, grid: Preset, folder: Path, console: Conso
     limit = f"more than {MANY:,} are trained, and planned one by one, only with --yes"
     if grid.trials > MOST:
         limit = f"more than {MOST:,} are not trained at all"
-    console.print(f"{study.name}, preset {name}: {size(study, grid, folder)}; {limit}", soft_wrap=True)
+    console.print(f"{study.name}, preset {name}: {cost_of(study, grid, folder)}; {limit}", soft_wrap=True)
 
 
 def _say_search(asked: Asked, left: int, console: Console) -> None:
