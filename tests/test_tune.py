@@ -24,8 +24,10 @@ from ray import cloudpickle
 
 from bnscale.engine import Gang
 from bnscale.schedule.budget import Forecast
+from bnscale.schedule.needs import GIB, Cluster, Node, needs_of
 from bnscale.schedule.progress import Watch
-from bnscale.schedule.tune import GIB, OWNER, Cluster, Node, _needs, _own_folder, _sweep, connect, run
+from bnscale.schedule.tune import connect, run
+from bnscale.schedule.tune.cluster import OWNER, own_folder, sweep
 from bnscale.trial import Augmentation, Outcome, Refusal, Trainable, Trial
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not import tests
@@ -260,7 +262,7 @@ def test_a_run_leaves_nothing_in_the_working_directory(alone: dict[str, Any]) ->
 def test_successive_halving_stops_the_worse_trial_of_its_own_group_only(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bnscale.schedule.tune.DEATHS", 1)
+    monkeypatch.setattr("bnscale.schedule.tune.driver.DEATHS", 1)
     jobs = {
         "best": job(tmp_path, 1, steps=120, lr=0.9),
         "worse": job(tmp_path, 2, steps=120, lr=0.3),
@@ -454,7 +456,7 @@ def test_what_trains_nothing_takes_one_worker_and_memory_makes_few_classes(tmp_p
     }
 
     def needs(memory: int, gpus: int) -> list[tuple[int, int, float]]:
-        found = _needs([gang, alone], forecasts, Cluster("", True, None, [Node(4, gpus, memory * GIB)]), 2, 2)
+        found = needs_of([gang, alone], forecasts, Cluster("", True, None, [Node(4, gpus, memory * GIB)]), 2, 2)
         return [
             (found[each.trial.id].workers, found[each.trial.id].gpus, found[each.trial.id].memory / GIB)
             for each in (gang, alone)
@@ -471,7 +473,7 @@ def test_a_cluster_that_grows_is_asked_for_the_gpus_that_it_may_bring(tmp_path: 
     each = job(tmp_path, 1)
     forecasts = {each.trial.id: Forecast(seconds=1.0, memory=3 * GIB, on_gpu=GIB, disk=0)}
     head_alone = Cluster("", False, Node(16, 4, 0), [Node(0, 0, 4 * GIB)])
-    assert _needs([each], forecasts, head_alone, 1, 2)[each.trial.id].gpus == 1
+    assert needs_of([each], forecasts, head_alone, 1, 2)[each.trial.id].gpus == 1
     assert head_alone.slots(2, 3 * GIB) == 4
     assert Cluster("", False, Node(16, 0, 0), [Node(0, 0, 4 * GIB)]).slots(2, 3 * GIB) == 8
 
@@ -482,12 +484,12 @@ def test_only_folders_that_say_they_are_ours_and_whose_process_is_gone_are_swept
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     foreign = tmp_path / "bnscale-4999999-results"
     foreign.mkdir()
-    ours = _own_folder(str(tmp_path))
-    left = _own_folder(str(tmp_path))
+    ours = own_folder(str(tmp_path))
+    left = own_folder(str(tmp_path))
     (left / OWNER).write_text(f"{socket.gethostname()} 4999999 1.0")
-    reused = _own_folder(str(tmp_path))  # another process has the number now
+    reused = own_folder(str(tmp_path))  # another process has the number now
     (reused / OWNER).write_text(f"{socket.gethostname()} {os.getpid()} 1.0")
-    elsewhere = _own_folder(str(tmp_path))
+    elsewhere = own_folder(str(tmp_path))
     (elsewhere / OWNER).write_text("another-host 4999999 1.0")
-    _sweep()
+    sweep()
     assert set(tmp_path.iterdir()) == {foreign, ours, elsewhere}

@@ -1,0 +1,56 @@
+"""What the workers of a trial do, as the schedule sees it: nothing here knows Ray."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Protocol
+
+from bnscale.trial import Refusal
+
+if TYPE_CHECKING:
+    import torch
+
+    from bnscale.engine import Gang
+    from bnscale.train import Job, Progress
+
+
+class Loop(Protocol):
+    """What the workers of a trial do. `Training` is the real one; a test may bring a toy."""
+
+    def run(self, job: "Job", gang: "Gang", threads: int, stop: Callable[[], bool]) -> "Iterator[Progress]": ...
+
+    def fail(self, job: "Job", error: str) -> None:
+        """Record that the trial ended with an error."""
+
+    def host(self, address: str, workers: int) -> tuple[str, int]: ...
+
+    def join(self, rank: int, workers: int, address: str, port: int, device: "torch.device") -> "Gang": ...
+
+
+class Training:
+    """The training loop and DeepSpeed's gangs, imported where they run: a worker that is alone needs no DeepSpeed."""
+
+    def run(self, job: "Job", gang: "Gang", threads: int, stop: Callable[[], bool]) -> "Iterator[Progress]":
+        from bnscale import train
+
+        return train.run(job, gang, threads, stop)
+
+    def fail(self, job: "Job", error: str) -> None:
+        from bnscale import train
+
+        train.fail(job, error)
+
+    def host(self, address: str, workers: int) -> tuple[str, int]:
+        from bnscale.engine import deepspeed
+
+        return deepspeed.host(address, workers)
+
+    def join(self, rank: int, workers: int, address: str, port: int, device: "torch.device") -> "Gang":
+        from bnscale.engine import deepspeed
+
+        return deepspeed.join(rank, workers, address, port, device)
+
+
+def record(loop: Loop, job: "Job", error: str) -> None:
+    """Write the error down, if that can be: on a full disk the trial has no end, and the next run tries it again."""
+    with contextlib.suppress(Refusal, OSError):
+        loop.fail(job, error)

@@ -1,0 +1,105 @@
+"""What each trial asks of a cluster, and what a cluster has. Nothing here knows Ray."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bnscale.trial import Refusal, Trainable
+
+if TYPE_CHECKING:
+    from bnscale.schedule.budget import Forecast
+    from bnscale.train import Job
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Node:
+    cpus: int
+    gpus: int
+    memory: int  # bytes that Ray may hand out
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where trials run."""
+
+    address: str  # host:port
+    ours: bool  # started by `connect`, and ended by it
+    most: Node | None  # all that an autoscaler may bring it to; None where there is none
+    nodes: list[Node]  # those that are there
+
+    @property
+    def cpus(self) -> int:
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def gpus(self) -> int:
+        """Those that may come count: nothing may ask for a GPU before there is one, and none comes unasked."""
+        return max(sum(node.gpus for node in self.nodes), self.most.gpus if self.most else 0)
+
+    @property
+    def memory(self) -> int:
+        """Bytes, over all nodes."""
+        return sum(node.memory for node in self.nodes)
+
+    def slots(self, threads: int, memory: int) -> int:
+        """Workers at work at once, each with `threads` CPUs, `memory` bytes, and a GPU where there are any."""
+        if self.most:  # how much memory its nodes will have, no autoscaler says
+            return min([self.most.cpus // threads, *([self.most.gpus] if self.gpus else [])])
+        each = [
+            min([node.cpus // threads, node.memory // max(1, memory), *([node.gpus] if self.gpus else [])])
+            for node in self.nodes
+        ]
+        return sum(each)
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one trial asks of the cluster. Trials with equal needs use the same warm actors."""
+
+    workers: int
+    threads: int
+    gpus: int  # a worker
+    memory: int  # bytes a worker
+
+    def bundles(self) -> list[dict[str, float]]:
+        gpu = {"GPU": self.gpus} if self.gpus else {}
+        return [{"CPU": self.threads, "memory": self.memory, **gpu} for _ in range(self.workers)]
+
+
+def needs_of(
+    jobs: list["Job"], forecasts: Mapping[str, "Forecast"], cluster: Cluster, workers: int, threads: int
+) -> dict[str, Need]:
+    """Resources by trial id, in as few classes as memory allows: a warm actor serves only its own class."""
+    gpus = 1 if cluster.gpus else 0
+    # DeepSpeed has no optimiser for nothing; a trial that trains nothing only measures.
+    gang = {job.trial.id: 1 if job.trial.trainable is Trainable.NONE else workers for job in jobs}
+    memory = {}
+    for trial, size in gang.items():
+        wanted = forecasts[trial].memory
+        power = GIB << max(0, math.ceil(math.log2(max(wanted, 1) / GIB)))
+        memory[trial] = power if cluster.slots(threads, power) >= size else wanted
+    top = max(memory.values(), default=GIB)
+    if cluster.slots(threads, top) == cluster.slots(threads, 0):  # memory is not what limits the number of workers
+        memory = dict.fromkeys(memory, top)
+    needs = {trial: Need(size, threads, gpus, memory[trial]) for trial, size in gang.items()}
+    for trial, need in needs.items():
+        if not cluster.most and cluster.slots(threads, need.memory) < need.workers:
+            raise Refusal(_too_large(trial, need, cluster))
+    return needs
+
+
+def _too_large(trial: str, need: Need, cluster: Cluster) -> str:
+    gpu = ", 1 GPU" if need.gpus else ""
+    nodes = ", ".join(
+        f"{n} x ({node.cpus} CPUs, {node.gpus} GPUs, {node.memory / GIB:.1f} GiB)"
+        for node, n in Counter(cluster.nodes).items()
+    )
+    return (
+        f"{trial}: needs {need.workers} worker{'s' if need.workers > 1 else ''} of {need.threads} CPUs{gpu} and "
+        f"{need.memory / GIB:.1f} GiB each; the cluster has {nodes}. "
+        "Ask for fewer workers a trial, fewer threads a worker or a smaller batch, or a larger cluster by its address"
+    )

@@ -1,0 +1,181 @@
+"""The Ray cluster that trials run on: one that is there, or one of our own."""
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import ray
+
+from bnscale.schedule.needs import Cluster, Node
+from bnscale.trial import Refusal
+
+OBJECT_STORE = 150 * 2**20  # bytes; a few thousand jobs and nothing else travel through it
+OWNER = "bnscale-owner"  # the file in each of our temporary folders that names its process
+_TOKEN = secrets.token_hex(32)  # of the clusters that this process starts
+
+
+@contextlib.contextmanager
+def connect(address: str | None) -> Iterator[Cluster]:
+    """The Ray cluster at `address`, or RAY_ADDRESS, or that `ray start` left on this machine; else one of our own,
+    for as long as the context lasts. `local` always starts one.
+
+    A cluster of our own asks every client for a token that only this process and its children know.
+    Raises Refusal where the address does not answer or answers with another version.
+    """
+    _hush()
+    asked = address or os.environ.get("RAY_ADDRESS") or None
+    found = asked if asked != "local" else None
+    if asked is None:
+        found = _left_running()
+    if found:
+        _join(found)
+        home = None
+    else:
+        home = _start()
+    try:
+        yield Cluster(ray.get_runtime_context().gcs_address, home is not None, _most() if found else None, _nodes())
+    finally:
+        ray.shutdown()
+        if home:
+            shutil.rmtree(home, ignore_errors=True)
+
+
+def _hush() -> None:
+    """What Ray and Tune say about errors and dead workers on the terminal, we say in our own words."""
+    for name in ("ray", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    setattr(ray._private.worker, "print_to_stdstream", lambda data, ignore_prefix: None)  # noqa: B010 - untyped
+
+
+def _left_running() -> str | None:
+    """Address of the cluster that `ray start` began on this machine, if it still answers."""
+    note = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    try:
+        found = note.read_text().strip()
+    except OSError:
+        return None
+    return found if found and _answers(found) else None
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def _join(address: str) -> None:
+    """Become a driver of a running cluster."""
+    if "://" in address:
+        raise Refusal(
+            f"address {address}: Ray Client (ray://) is not supported; run on a node of the cluster and give host:port"
+        )
+    way_out = "start one with `ray start --head`, or leave the address out to run on this machine"
+    if address != "auto" and not _answers(address):
+        raise Refusal(f"address {address}: no Ray cluster answers there; {way_out}")
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+
+    maybe_enable_token_auth_if_token_available()  # Ray does this itself only where it finds the address itself
+    try:
+        with _no_stderr():
+            ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL)
+    except Exception as error:  # Ray raises a dozen classes here
+        ray.shutdown()
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "ersion mismatch" in str(error):
+            raise Refusal(
+                f"address {address}: the cluster runs another version of Ray or Python ({reason}); "
+                f"install ray {ray.__version__} there, or its version here"
+            ) from None
+        raise Refusal(
+            f"address {address}: {reason.rstrip('.')}. If the cluster asks for a token, put it into ~/.ray/auth_token "
+            f"or RAY_AUTH_TOKEN; this machine must be one of its nodes. Otherwise {way_out}"
+        ) from None
+
+
+@contextlib.contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Ray's C++ tells there of each of its twenty tries, past Python's own stderr."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _start() -> Path:
+    """A cluster of this machine alone; returns the folder with all its files."""
+    sweep()
+    # Ray keeps sockets there, and the name of a socket may have 107 letters.
+    folder = tempfile.gettempdir() if len(tempfile.gettempdir()) < 25 else "/tmp"
+    home = own_folder(folder)
+    # With a token at hand Ray turns authentication on by itself and writes none into ~/.ray.
+    os.environ.setdefault("RAY_AUTH_TOKEN", _TOKEN)
+    # Workers find the package where this process found it, installed or not.
+    package = str(Path(__file__).parents[3])
+    paths = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([package, paths] if paths else [package])
+    try:
+        ray.init(
+            "local",
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE,
+            log_to_driver=False,
+            logging_level=logging.CRITICAL,
+            _temp_dir=str(home),
+        )
+    except BaseException:
+        ray.shutdown()
+        shutil.rmtree(home, ignore_errors=True)
+        raise
+    return home
+
+
+def own_folder(parent: str) -> Path:
+    """A new folder that says whose it is."""
+    folder = Path(tempfile.mkdtemp(prefix=f"bnscale-{os.getpid()}-", dir=parent))
+    (folder / OWNER).write_text(_owner(os.getpid()))
+    return folder
+
+
+def _owner(pid: int) -> str:
+    return f"{socket.gethostname()} {pid} {psutil.Process(pid).create_time()}"
+
+
+def sweep() -> None:
+    """Remove the folders of our own that runs of this machine left when they were killed."""
+    parents = {tempfile.gettempdir(), "/tmp"}
+    for note in [note for parent in parents for note in Path(parent).glob(f"bnscale-*/{OWNER}")]:
+        with contextlib.suppress(OSError, ValueError, psutil.Error):
+            owner = note.read_text()
+            host, pid, _ = owner.split()
+            if host == socket.gethostname() and not (psutil.pid_exists(int(pid)) and _owner(int(pid)) == owner):
+                shutil.rmtree(note.parent, ignore_errors=True)
+
+
+def _most() -> Node | None:
+    """What an autoscaler may bring the cluster to."""
+    from ray._private.state import state
+
+    most = state.get_max_resources_from_cluster_config()
+    return Node(int(most.get("CPU", 0)), int(most.get("GPU", 0)), int(most.get("memory", 0))) if most else None
+
+
+def _nodes() -> list[Node]:
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Node(int(n.get("CPU", 0)), int(n.get("GPU", 0)), int(n.get("memory", 0))) for n in alive]

@@ -1,0 +1,462 @@
+"""Where results are kept: contents by key, each change whole or not at all.
+
+A key is a relative POSIX path, `manifests/x.json`. What several writers share is decided by two calls that every kind
+of storage has: `create`, which exactly one of many wins, and `swap`, which takes the place of one version and no
+other. Nothing correct depends on a listing: one of a bucket may lag behind.
+
+A folder is changed by a temporary file, forced to the disk and renamed. `create` links the temporary file to its name,
+which is atomic on a network's file system too; `swap` compares and renames under a lock of the kernel, which ends with
+its process. After a `StoreFailure` nobody knows whether the change stands: whoever goes on must look first.
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import secrets
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from bnscale.trial import Refusal
+
+_LOCKS = ".locks"  # a folder's lock files
+_TEMPORARY = ".tmp"  # how the name of a file ends that is not whole yet; it begins with a dot
+
+
+class StoreFailure(OSError):
+    """The disk, the network or another process stands in the way. What was committed before stays readable."""
+
+
+class Version(NamedTuple):
+    """Which content of a key somebody saw. Of no meaning but to `swap` of the same storage."""
+
+    tag: str
+    generation: str | None = None
+
+
+class Storage(Protocol):
+    """Contents by key. All but `read`, `get` and `local` of a missing key raise `StoreFailure` and nothing else."""
+
+    url: str  # what a message calls it: an absolute path, or s3://bucket/prefix
+
+    def read(self, key: str) -> bytes:
+        """Raises `FileNotFoundError`."""
+
+    def get(self, key: str) -> tuple[bytes, Version]:
+        """The content, and the version that `swap` asks for. Raises `FileNotFoundError`."""
+
+    def write(self, key: str, content: bytes) -> None:
+        """Whole or not at all, over whatever is there; durable when it returns."""
+
+    def create(self, key: str, content: bytes) -> Version | None:
+        """Like `write` where there is nothing; None where there is something."""
+
+    def swap(self, key: str, content: bytes, version: Version) -> Version | None:
+        """Like `write` over this version; None where another stands, or nothing."""
+
+    def delete(self, key: str) -> None:
+        """Fine where there is none."""
+
+    def size(self, key: str) -> int | None:
+        """Bytes; None where there is none."""
+
+    def list(self, prefix: str) -> list[str]:
+        """The keys below a folder, sorted. May lag behind what was written."""
+
+    def local(self, key: str, sha256: str | None = None) -> Path:
+        """A file of this machine to read, never to write. Raises `FileNotFoundError`."""
+
+    def remove(self, prefix: str) -> None:
+        """All below a folder."""
+
+    def sweep(self, prefix: str, kept: set[str]) -> None:
+        """All below a folder but these keys, and what a killed writer left half written there."""
+
+
+def storage(url: str | Path) -> "Folder":
+    """The storage that a user named. Touches nothing. Raises `Refusal` for a scheme that is none of ours."""
+    scheme, colon, _ = str(url).partition("://")
+    if isinstance(url, Path) or not colon or not re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme):
+        return Folder(url)
+    raise Refusal(f"store {url}: {scheme}:// is no store; give a folder, s3://bucket/prefix or gs://bucket/prefix")
+
+
+class Folder:
+    """A folder of this machine, or of a network's file system. See `Storage`."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).expanduser().resolve()
+        self.url = str(self.root)
+
+    def __repr__(self) -> str:
+        return f"Folder({self.url!r})"
+
+    def read(self, key: str) -> bytes:
+        path = self.path(key)
+        try:
+            return path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise _missing(path) from None
+        except OSError as error:
+            raise _failure(path, error, "read") from error
+
+    def get(self, key: str) -> tuple[bytes, Version]:
+        content = self.read(key)
+        return content, _version(content)
+
+    def write(self, key: str, content: bytes) -> None:
+        path = self.path(key)
+        # Without the lock while it is written: a checkpoint may take seconds. So the name is this call's own.
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
+        with self._changing(path, temporary):
+            _need(path.parent)
+            _write(temporary, content)
+            with self._alone(key):
+                _rename(temporary, path)
+            _sync(path.parent)
+
+    def create(self, key: str, content: bytes) -> Version | None:
+        path = self.path(key)
+        temporary = path.with_name(f".{path.name}{_TEMPORARY}")
+        with self._changing(path, temporary), self._alone(key):
+            if path.exists():
+                return None
+            _need(path.parent)
+            _write(temporary, content)
+            try:
+                _link(temporary, path)
+            except FileExistsError:  # by a writer whose locks we do not see
+                _delete(temporary)
+                return None
+            _delete(temporary)
+            _sync(path.parent)
+        return _version(content)
+
+    def swap(self, key: str, content: bytes, version: Version) -> Version | None:
+        path = self.path(key)
+        temporary = path.with_name(f".{path.name}{_TEMPORARY}")
+        with self._changing(path, temporary), self._alone(key):
+            try:
+                if self.get(key)[1] != version:
+                    return None
+            except FileNotFoundError:
+                return None
+            _write(temporary, content)
+            _rename(temporary, path)
+            _sync(path.parent)
+        return _version(content)
+
+    def delete(self, key: str) -> None:
+        path = self.path(key)
+        if not path.exists():
+            return
+        with self._changing(path), self._alone(key):
+            _delete(path)
+
+    def size(self, key: str) -> int | None:
+        path = self.path(key)
+        try:
+            found = path.stat()
+            return found.st_size if stat.S_ISREG(found.st_mode) else None
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise _failure(path, error, "read") from error
+
+    def list(self, prefix: str) -> list[str]:
+        return sorted(path.relative_to(self.root).as_posix() for path in self._files(prefix) if not _hidden(path))
+
+    def local(self, key: str, sha256: str | None = None) -> Path:
+        path = self.path(key)
+        if not path.is_file():
+            raise _missing(path)
+        return path
+
+    def remove(self, prefix: str) -> None:
+        self.sweep(prefix, set())
+        top = self.path(prefix)
+        with self._changing(top):
+            for folder, _, _ in os.walk(top, topdown=False):
+                _delete(Path(folder))
+
+    def sweep(self, prefix: str, kept: set[str]) -> None:
+        for path in self._files(prefix):
+            if path.relative_to(self.root).as_posix() not in kept:
+                with self._changing(path):
+                    _delete(path)
+
+    def path(self, key: str) -> Path:
+        """Where a key is in the folder, whether there is something or not."""
+        parts = key.split("/")
+        assert {"", ".", ".."}.isdisjoint(parts), f"{key!r} is no key"
+        return self.root.joinpath(*parts)
+
+    def _files(self, prefix: str) -> Iterator[Path]:
+        top = self.path(prefix)
+        try:
+            for folder, _, names in os.walk(top, onerror=_raise):
+                yield from (Path(folder) / name for name in names)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise _failure(top, error, "read") from error
+
+    @contextmanager
+    def _alone(self, key: str) -> Iterator[None]:
+        """No other process, and no other thread, changes this key. Many keys share a lock file: few are ever made."""
+        path = self.root / _LOCKS / hashlib.sha256(key.encode()).hexdigest()[:2]
+        if not path.parent.is_dir():
+            _need(path.parent)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+    @contextmanager
+    def _changing(self, path: Path, temporary: Path | None = None) -> Iterator[None]:
+        try:
+            yield
+        except StoreFailure:
+            raise
+        except OSError as error:
+            if temporary is not None:
+                with suppress(OSError):
+                    _delete(temporary)
+            raise _failure(path, error, "written") from error
+
+
+def _version(content: bytes) -> Version:
+    return Version(hashlib.sha256(content).hexdigest())
+
+
+def _hidden(path: Path) -> bool:
+    return path.name.startswith(".") and path.name.endswith(_TEMPORARY)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _missing(path: Path) -> FileNotFoundError:
+    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT).lower(), str(path))
+
+
+def _failure(path: Path, error: OSError, done: str) -> StoreFailure:
+    failure = StoreFailure(
+        f"{path}: cannot be {done} ({reason(error)}); what was committed is safe: mend that and run again"
+    )
+    failure.errno = error.errno
+    return failure
+
+
+def reason(error: OSError) -> str:
+    """`no space left on device`: what the system says, without the path."""
+    if isinstance(error, StoreFailure) and isinstance(error.__cause__, OSError):
+        error = error.__cause__
+    return (error.strerror or str(error)).lower()
+
+
+# --- files: every change of a folder is one of these calls ----------------------------------------
+
+
+def _write(path: Path, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _rename(source: Path, target: Path) -> None:
+    os.replace(source, target)
+
+
+def _link(source: Path, target: Path) -> None:
+    os.link(source, target)
+
+
+def _make(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _delete(path: Path) -> None:
+    """A file, or a folder with nothing in it."""
+    try:
+        path.unlink(missing_ok=True)
+    except (IsADirectoryError, PermissionError):
+        if not path.is_dir():
+            raise
+        path.rmdir()
+
+
+def _need(folder: Path) -> None:
+    """Create a folder and those above it, durably."""
+    if not folder.is_dir():
+        _need(folder.parent)
+        _make(folder)
+        _sync(folder.parent)
+
+
+# --- what a storage can do ------------------------------------------------------------------------
+
+
+class Ability(NamedTuple):
+    """One thing that a study asks of its storage, tried."""
+
+    seconds: float
+    error: str | None = None  # None: it can
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What a storage proved by doing it."""
+
+    write: Ability  # and read back
+    replace: Ability  # a reader sees the old or the new content whole
+    create: Ability  # put-if-absent: of many at once exactly one
+    swap: Ability  # of many at once none is lost
+    list: Ability
+    delete: Ability
+
+    def named(self) -> dict[str, Ability]:
+        """By the words above."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def abilities(storage: Storage) -> Abilities:
+    """Try everything on a few small keys of our own, which are removed again. Takes a second at most on a disk."""
+    here = f"doctor-{secrets.token_hex(8)}"
+    attempts = {
+        "write": _can_write,
+        "replace": _can_replace,
+        "create": _can_create,
+        "swap": _can_swap,
+        "list": _can_list,
+        "delete": _can_delete,
+    }
+    found = {name: _tried(attempt, storage, f"{here}/{name}") for name, attempt in attempts.items()}
+    with suppress(OSError):
+        storage.remove(here)
+    return Abilities(**found)
+
+
+def check(storage: Storage) -> None:
+    """Raises `Refusal` where no study could be kept there, or not by several drivers."""
+    found = abilities(storage)
+    for ability in (found.write, found.replace, found.delete):
+        if ability.error:
+            raise Refusal(f"store {storage.url}: cannot be written ({ability.error}); choose another with --store")
+    for ability in (found.create, found.swap):
+        if ability.error:
+            raise Refusal(
+                f"store {storage.url}: two drivers could not share it ({ability.error}); choose another with --store, "
+                "on a disk or file system that keeps the rules of POSIX, or a bucket with conditional puts"
+            )
+
+
+def _tried(attempt: Callable[[Storage, str], str | None], storage: Storage, key: str) -> Ability:
+    began = time.monotonic()
+    try:
+        error = attempt(storage, key)
+    except OSError as failure:
+        error = reason(failure)
+    return Ability(time.monotonic() - began, error)
+
+
+def _can_write(storage: Storage, key: str) -> str | None:
+    content = secrets.token_bytes(1 << 16)
+    storage.write(key, content)
+    return None if storage.read(key) == content else "what was written did not come back"
+
+
+def _can_replace(storage: Storage, key: str) -> str | None:
+    contents = [bytes([digit]) * (1 << 14) for digit in range(8)]
+    storage.write(key, contents[0])
+    torn = [0]
+
+    def look(rounds: int = 8) -> None:
+        for _ in range(rounds):
+            with suppress(StoreFailure):
+                try:
+                    torn[0] += storage.read(key) not in contents
+                except FileNotFoundError:
+                    torn[0] += 1
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    for content in contents[1:]:
+        storage.write(key, content)
+    reader.join()
+    if torn[0]:
+        return "a reader saw a half-written or no content while it was replaced"
+    return None if storage.read(key) == contents[-1] else "an older content came back after it was replaced"
+
+
+def _can_create(storage: Storage, key: str) -> str | None:
+    won = _at_once(lambda number: storage.create(key, b"%d" % number) is not None)
+    if won.count(True) != 1:
+        return f"of {len(won)} writers that each put a key if absent {won.count(True)} succeeded instead of one"
+    return None if storage.read(key) == b"%d" % won.index(True) else "a key that was there was put again"
+
+
+def _can_swap(storage: Storage, key: str) -> str | None:
+    first = storage.create(key, b"first")
+    if first is None:
+        return "a new key could not be created"
+    won = _at_once(lambda number: storage.swap(key, b"%d" % number, first) is not None)
+    if won.count(True) != 1:
+        return f"of {len(won)} writers that replaced the same version {won.count(True)} succeeded instead of one"
+    return None if storage.read(key) == b"%d" % won.index(True) else "a version that was replaced came back"
+
+
+def _can_list(storage: Storage, key: str) -> str | None:
+    names = [f"{key}/{name}" for name in ("a", "b/c")]
+    for name in names:
+        storage.write(name, b"")
+    return None if storage.list(key) == names else "what was written is not in the listing yet"
+
+
+def _can_delete(storage: Storage, key: str) -> str | None:
+    storage.write(key, b"")
+    storage.delete(key)
+    storage.delete(key)
+    return None if storage.size(key) is None else "what was deleted is still there"
+
+
+def _at_once(act: Callable[[int], bool], writers: int = 8) -> list[bool]:
+    """What each of several threads that start together got. Raises what one of them raised."""
+    line = threading.Barrier(writers)
+    found = [False] * writers
+    failures: list[OSError] = []
+
+    def run(number: int) -> None:
+        line.wait()
+        try:
+            found[number] = act(number)
+        except OSError as failure:
+            failures.append(failure)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(writers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    return found
