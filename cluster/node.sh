@@ -67,7 +67,7 @@ start() {
         # kind of machine where a cloud refuses the first. The older one does, by a score of ours.
         export RAY_enable_autoscaler_v2=0 RAY_AUTOSCALER_UTILIZATION_SCORER=bnscale.schedule.fallback.score
     fi
-    ! pgrep -u "$(id -u)" -x 'raylet|gcs_server' >/dev/null || quietly ray stop
+    ! { pgrep -u "$(id -u)" -x raylet || pgrep -u "$(id -u)" -x gcs_server; } >/dev/null || quietly ray stop
     ray start "${options[@]}" "$@"
 }
 
