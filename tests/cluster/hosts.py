@@ -116,6 +116,10 @@ class Host:
             timeout=timeout,
         )
 
+    def write(self, path: str, text: str) -> None:
+        """A file there, with this text."""
+        subprocess.run(self.command(f"cat >{path}"), input=text, text=True, check=True)
+
     def processes(self) -> list[str]:
         """The commands of all that runs there."""
         space = os.readlink(f"/proc/{self.pid}/ns/pid")
