@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import math
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from typing import Any
 
 from bnscale.probes import Cadence, Probe
 from bnscale.report import Claim, Figure
+from bnscale.study.mistake import Twice
 from bnscale.study.search import Bisection
 from bnscale.trial import Refusal, near
 
@@ -21,11 +23,11 @@ MOST = 100_000  # trials of one study; a larger grid is a slip of the pen
 def grid(**axes: Iterable[Any]) -> list[dict[str, Any]]:
     """The product of some axes as a list of dicts, so that `+`, comprehensions and `if` make larger grids.
 
-    Raises `Refusal` for an empty axis and for a value that stands twice.
+    Raises `Refusal` for an empty axis. A value that stands twice counts once, with a warning.
     """
-    values = {name: list(each) for name, each in axes.items()}
-    for name, each in values.items():
-        check_axis(name, each)
+    values = {}
+    for name, each in axes.items():
+        values[name] = once(name, each)
     if math.prod(map(len, values.values())) > MOST:
         raise Refusal(
             f"grid of {', '.join(values)}: has {math.prod(map(len, values.values())):,} cells; {MOST:,} at most"
@@ -33,12 +35,16 @@ def grid(**axes: Iterable[Any]) -> list[dict[str, Any]]:
     return [dict(zip(values, cell, strict=True)) for cell in itertools.product(*values.values())]
 
 
-def check_axis(name: str, values: Sequence[Any]) -> None:
-    if not values:
+def once(name: str, values: Iterable[Any]) -> list[Any]:
+    """The values of an axis, each once; warns of one that stands twice. Raises `Refusal` for none."""
+    counts = Counter(values)
+    if not counts:
         raise Refusal(f"{name}: the axis is empty; give it at least one value")
-    for value, times in Counter(values).items():
+    for value, times in counts.items():
         if times > 1:
-            raise Refusal(f"{name} {value}: stands {times} times on its axis; name each value once")
+            said = f"{name} {value}: stands {times} times on its axis and counts once"
+            warnings.warn(said, Twice, stacklevel=3)  # at whoever called our caller, such as a study file
+    return list(counts)
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ class Preset:
         others have, and parts of the grid that do not vary the axis are left out. Values of the axis of a search take
         its place, as a scientific axis.
         """
-        check_axis(axis, values)
+        values = once(axis, values)
         if self.search and axis == self.search.axis:
             plain = replace(self, search=None)
             return replace(plain, scientific=[cell | {axis: value} for cell in self.scientific for value in values])

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bnscale.study.declare import MOST, Preset, Same, check_axis
+from bnscale.study.declare import MOST, Preset, Same, once
 from bnscale.study.search import Bracket
 from bnscale.trial import Data, Pixels, Refusal, Trainable, Trial, near, parse
 
@@ -109,7 +109,7 @@ def searches(planned: Iterable[Planned], axis: str, verdicts: Mapping[str, bool]
 
 
 def settings(texts: Iterable[str]) -> dict[str, list[Any]]:
-    """`depth=14,32` to a field and its values. Raises `Refusal` for what is no field."""
+    """`depth=14,32` to a field and its values, each once. Raises `Refusal` for what is no field."""
     fields = list(Trial.model_fields)
     found: dict[str, list[Any]] = {}
     for text in texts:
@@ -120,8 +120,8 @@ def settings(texts: Iterable[str]) -> dict[str, list[Any]]:
             raise Refusal(f"--set {name}: no such field{near(name, fields)} The fields of a trial: {', '.join(fields)}")
         if name in found:
             raise Refusal(f"--set {name}: given twice; give all its values at once: --set {name}=value,value")
-        found[name] = [parse(Trial, name, value.strip()) for value in values.split(",") if value.strip()]
-        check_axis(f"--set {name}", found[name])
+        parsed = (parse(Trial, name, value.strip()) for value in values.split(",") if value.strip())
+        found[name] = once(f"--set {name}", parsed)
     return found
 
 

@@ -94,7 +94,8 @@ def say_status(asked: Asked, console: Console) -> None:
         table.add_row(*values, *(str(counts[name] or "·") for name in states), *found)
     console.print(table)
     console.print(
-        f"\n{len(asked.planned)} trials: " + ", ".join(f"{every[name]} {name}" for name in states if every[name])
+        f"\n{len(asked.planned)} trials: "
+        + (", ".join(f"{every[name]} {name}" for name in states if every[name]) or "none is planned")
     )
     for _, wrong in store.damaged if store else []:
         console.print(f"damaged: {wrong}", soft_wrap=True, markup=False)
@@ -153,7 +154,7 @@ def _device(gpu: bool) -> str:
 
 
 def _data(asked: Asked) -> str:
-    return ", ".join(dict.fromkeys(each.trial.data_title for each in asked.planned))
+    return ", ".join(dict.fromkeys(each.trial.data_title for each in asked.planned)) or "none"
 
 
 def _hours(seconds: float) -> str:
