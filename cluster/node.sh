@@ -54,7 +54,7 @@ start() {
     . ~/.bnscale.sh
     [[ -v RAY_AUTH_TOKEN || -s $token ]] ||
         refuse "no token in $token; on the machine that starts the cluster: ray get-auth-token --generate"
-    [[ -v RAY_AUTH_TOKEN ]] || chmod 600 "$token"
+    [[ -v RAY_AUTH_TOKEN ]] || { chmod 700 "$(dirname "$token")" && chmod 600 "$token"; }
     ulimit -n "$(ulimit -H -n)"
     local options=(--object-manager-port=8076 --disable-usage-stats)
     # A machine may have several addresses; the one by which it was reached is the one that the others know.

@@ -44,6 +44,8 @@ mount --bind "$shared" /srv/shared
 cp "$keys"/host_key /srv/etc
 cp "$keys"/key.pub "$home/.ssh/authorized_keys"
 cp "$keys"/key "$home/.ssh/id_ed25519"
+echo '. ~/.bashrc' >"$home/.profile"
+touch "$home/.bashrc"
 n=0
 for each; do  # a checkout in /tmp is hidden by the host's own /tmp, and brought back
     mkdir /srv/keep/$((n += 1))
