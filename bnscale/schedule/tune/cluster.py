@@ -6,7 +6,6 @@ import os
 import secrets
 import shutil
 import socket
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +14,10 @@ from typing import Any
 import psutil
 import ray
 import yaml
+from ray._common.utils import get_ray_address_file
 
 from bnscale.schedule.needs import Cluster, Node
+from bnscale.schedule.tune.entry import knock, no_stderr
 from bnscale.trial import Refusal
 
 OBJECT_STORE = 150 * 2**20  # bytes; a few thousand jobs and nothing else travel through it
@@ -61,9 +62,8 @@ def _hush() -> None:
 
 def _left_running() -> str | None:
     """Address of the cluster that `ray start` began on this machine, if it still answers."""
-    note = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
     try:
-        found = note.read_text().strip()
+        found = Path(get_ray_address_file(None)).read_text().strip()
     except OSError:
         return None
     return found if found and _answers(found) else None
@@ -87,39 +87,20 @@ def _join(address: str) -> None:
     way_out = "start one with `ray start --head`, or leave the address out to run on this machine"
     if address != "auto" and not _answers(address):
         raise Refusal(f"address {address}: no Ray cluster answers there; {way_out}")
-    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
-
-    maybe_enable_token_auth_if_token_available()  # Ray does this itself only where it finds the address itself
+    if address == "auto":
+        address = _left_running() or address
+    if address != "auto":
+        knock(address)
     try:
-        with _no_stderr():
+        with no_stderr():
             ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL)
     except Exception as error:  # Ray raises a dozen classes here
         ray.shutdown()
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if "ersion mismatch" in str(error):
-            raise Refusal(
-                f"address {address}: the cluster runs another version of Ray or Python ({reason}); "
-                f"install ray {ray.__version__} there, or its version here"
-            ) from None
         raise Refusal(
-            f"address {address}: {reason.rstrip('.')}. If the cluster asks for a token, put it into ~/.ray/auth_token "
-            f"or RAY_AUTH_TOKEN; this machine must be one of its nodes. Otherwise {way_out}"
+            f"address {address}: {reason.rstrip('.')}; this machine must be one of the cluster's nodes. "
+            f"Otherwise {way_out}"
         ) from None
-
-
-@contextlib.contextmanager
-def _no_stderr() -> Iterator[None]:
-    """Ray's C++ tells there of each of its twenty tries, past Python's own stderr."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    os.close(nowhere)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 def _start() -> Path:
