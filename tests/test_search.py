@@ -349,7 +349,7 @@ size = Preset(
     scientific=grid(depth=[1]),
     nuisance=grid(),
     seeds=[0, 1],
-    search=Bisection(axis="lr", low=1e-4, high=1e-2, factor=2**0.5, verdict="trains"),
+    search=Bisection(axis="lr", low=1e-3, high=8e-3, factor=2**0.5, verdict="trains"),
 )
 study = Study("quadratic", __doc__, size, size, {{curve: EPOCH, fragile: EPOCH}}, claims=[], figures=[])
 if __name__ == "__main__":
