@@ -8,9 +8,9 @@ checkpoints and its launcher stay unused: see `objective`, `checkpoint` and `joi
 import logging
 import os
 import socket
+import time
 from datetime import timedelta
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -23,6 +23,7 @@ from bnscale.engine.checkpoint import newest, write
 from bnscale.engine.objective import Objective, decays
 from bnscale.engine.state import frozen_sum, load_state, state
 from bnscale.networks import trained, workers
+from bnscale.storage import Storage
 from bnscale.trial import Refusal, Trial
 
 # A worker may wait this long for the leading one, which measures alone.
@@ -87,6 +88,19 @@ def join(rank: int, workers: int, address: str, port: int, device: torch.device)
     return Gang(rank, workers, device)
 
 
+def rehearse(gang: Gang) -> float:
+    """Seconds of one sum over the gang, after a first one. Collective. Raises RuntimeError for a wrong sum."""
+    for _ in range(2):
+        mine = torch.full((1 << 16,), float(gang.rank + 1), device=gang.device)
+        began = time.perf_counter()
+        dist.all_reduce(mine)
+        found = mine.unique().tolist()  # waits for a GPU
+        seconds = time.perf_counter() - began
+        if found != [gang.workers * (gang.workers + 1) / 2]:
+            raise RuntimeError(f"a sum over {gang.workers} workers gave {found}")
+    return seconds
+
+
 def leave() -> None:
     """End the process group that `join` began. DeepSpeed's own call: torch's would break its next gang."""
     import deepspeed
@@ -109,12 +123,12 @@ def _interface(address: str, port: int) -> str:
 class DeepSpeedEngine:
     """An `Engine` for several workers: each computes its share of the batch, all hold the same network.
 
-    `checkpoints` is the trial's folder on the leading worker, or None for runs that keep nothing.
+    `checkpoints` is where the leading worker keeps them, or None for runs that keep nothing.
     Raises Refusal for a trial that several workers cannot share: nothing to train, or batch statistics
     that `norm_batch` and equal shares do not allow.
     """
 
-    def __init__(self, module: nn.Module, trial: Trial, gang: Gang, checkpoints: Path | None, zero: int) -> None:
+    def __init__(self, module: nn.Module, trial: Trial, gang: Gang, checkpoints: Storage | None, zero: int) -> None:
         import deepspeed
 
         self._trained = trained(module)
@@ -213,12 +227,12 @@ class DeepSpeedEngine:
             raise RuntimeError(f"the leading worker could not write the checkpoint of step {step}: {told}")
 
     @torch.no_grad()
-    def restore(self) -> tuple[int, dict[str, Any]]:
+    def restore(self, most: int | None = None) -> tuple[int, dict[str, Any]]:
         """Load the newest whole checkpoint: its step and facts, or (0, {}) where there is none.
 
         Any number of workers may have written it. Only the leading worker reads; the others need not see its disk.
         """
-        found = newest(self._checkpoints) if self.gang.leads and self._checkpoints else None
+        found = newest(self._checkpoints, most) if self.gang.leads and self._checkpoints else None
         if found is not None and found.facts.pop("frozen") != self._frozen:
             found = None
         momentum = {} if found is None else load_state(self.module, found.tensors)

@@ -9,18 +9,21 @@ from pathlib import Path
 import torch
 
 from bnscale import data, query, report
-from bnscale.engine.machine import release_memory
+from bnscale.engine.machine import in_bytes, release_memory
 from bnscale.networks.workers import check
 from bnscale.probes import TABLES, looking
 from bnscale.probes import check as check_probe
 from bnscale.schedule import budget
 from bnscale.schedule.budget import Forecast
+from bnscale.storage import storage
 from bnscale.store import Store
-from bnscale.study.declare import Study
-from bnscale.study.plan import Planned, Search, plan, relate, relate_searches, searches, settings, verdicts
+from bnscale.study.declare import MANY, MOST, Preset, Study
+from bnscale.study.plan import Planned, Search, plan, relate, relate_searches, sample, searches, settings, verdicts
 from bnscale.study.search import Bisection
 from bnscale.train import readings
 from bnscale.trial import Refusal, Trial
+
+SAMPLE = 8  # trials that stand for a grid too large to build
 
 
 @dataclass(frozen=True)
@@ -36,20 +39,33 @@ class Asked:
     merged: int  # cells that turned out to be a trial of another cell
     axes: list[str]
     sets: list[str]  # what --set said
-    store: Path
+    store: str  # absolute path, or the address of a bucket
     data: Path
     file: Path
     words: list[str]  # the command that runs it
+    most: int  # trials that it may have
 
     @classmethod
     def of(
-        cls, study: Study, file: Path, preset: str, sets: Sequence[str] | None, store: Path, folder: Path | None
+        cls,
+        study: Study,
+        file: Path,
+        preset: str,
+        sets: Sequence[str] | None,
+        store: str | Path,
+        folder: Path | None,
+        most: int = MOST,
     ) -> "Asked":
-        """Raises `Refusal` for the first thing in it that cannot be run."""
-        grid = study.preset(preset)
-        for axis, values in settings(sets or []).items():
-            grid = grid.setting(axis, values)
-        folder = (folder or data.default_folder()).expanduser().resolve()
+        """Raises `Refusal` for the first thing in it that cannot be run, and for more than `most` trials, of which it
+        builds none."""
+        grid = preset_of(study, preset, sets)
+        folder = folder_of(folder)
+        if grid.trials > most:
+            also = f", and more than {MOST:,} not at all" if grid.trials > MOST else ""
+            raise Refusal(
+                f"grid: has {cost_of(study, grid, folder)}; more than {MANY:,} are trained only with --yes{also}; "
+                "narrow it with --set, for example --set seed=0"
+            )
         every = plan(grid, lambda each: data.pixels(each, folder))
         for each in every:
             for probe in looking(study.probes, each.trial):
@@ -67,10 +83,11 @@ class Asked:
             merged=grid.combinations - len(every),
             axes=grid.axes,
             sets=list(sets or []),
-            store=store.resolve(),
+            store=storage(store).url,
             data=folder,
             file=file,
             words=["python", str(here(file)), "run", *words],
+            most=most,
         )
         return asked.again()
 
@@ -99,8 +116,14 @@ class Asked:
 
     @property
     def folder(self) -> Path:
-        """Where its report goes."""
-        return self.store / "reports" / f"{self.study.name}-{self.preset}"
+        """Where this machine writes its report: in the store, or below the working directory for a bucket."""
+        place = storage(self.store)
+        return (Path.cwd() if place.far else place.reach) / self.report_key
+
+    @property
+    def report_key(self) -> str:
+        """Where in the store it goes."""
+        return f"reports/{self.study.name}-{self.preset}"
 
     def session(self) -> query.Session:
         """SQL over the store, with the study's tables `plan` and `chosen`; with a search `tried` and `bracket` too.
@@ -131,7 +154,7 @@ class Asked:
 
     def at(self, preset: str) -> "Asked":
         """The same at another size."""
-        return Asked.of(self.study, self.file, preset, self.sets, self.store, self.data)
+        return Asked.of(self.study, self.file, preset, self.sets, self.store, self.data, self.most)
 
     def prepare(self, workers: int) -> None:
         """Fetch what data are not there. Raises `Refusal` where that cannot be, and for what a gang cannot do."""
@@ -147,9 +170,12 @@ class Asked:
         """
         found = {manifest.trial: manifest for manifest in store.manifests()}
         planned = {each.trial.id for each in self.planned}
-        for path, wrong in store.damaged:
-            if path.stem in planned:
+        for trial_id, wrong in store.damaged:
+            if trial_id in planned:
                 raise Refusal(wrong)
+        # A listing that lags behind hides what began a moment ago.
+        missing = sorted(planned - found.keys()) if store.storage.far else []
+        found |= {one.trial: one for one in store.storage.each(store.manifest, missing) if one}
 
         def done(trial: Trial) -> bool:
             manifest = found.get(trial.id)
@@ -162,14 +188,40 @@ class Asked:
         return [each.trial for each in self.planned if not done(each.trial)]
 
 
+def preset_of(study: Study, name: str, sets: Sequence[str] | None) -> Preset:
+    """One of a study's presets with some axes set."""
+    preset = study.preset(name)
+    for axis, values in settings(sets or []).items():
+        preset = preset.setting(axis, values)
+    return preset
+
+
+def folder_of(data_sets: Path | None) -> Path:
+    return (data_sets or data.default_folder()).expanduser().resolve()
+
+
+def cost_of(study: Study, grid: Preset, folder: Path) -> str:
+    """`10,000,000 trials, about 6,400 hours of one worker and 12 TiB of disk, by 8 of them`: for more trials than there
+    is a reason to build. Times a few steps on this machine."""
+    drawn = sample(grid, lambda each: data.pixels(each, folder), SAMPLE)
+    gpu = torch.cuda.is_available()
+    pace = _pace(torch.device("cuda" if gpu else "cpu"), 1)
+    cost = budget.total(budget.forecast(each, looking(study.probes, each), pace, 1, gpu=gpu) for each in drawn)
+    share = grid.trials / len(drawn)
+    return (
+        f"{grid.trials:,} trials, about {cost.seconds * share / 3600:,.0f} hours of one worker and "
+        f"{in_bytes(round(cost.disk * share))} of disk, by {len(drawn)} of them"
+    )
+
+
 @lru_cache
 def _pace(device: torch.device, threads: int) -> budget.Pace:
     """What was timed once is not timed again."""
     return budget.Pace(device, threads)
 
 
-def is_store(path: Path) -> bool:
-    return (path / "manifests").is_dir()
+def is_store(url: str) -> bool:
+    return storage(url).holds("manifests")
 
 
 def here(path: Path) -> Path:

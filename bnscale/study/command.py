@@ -16,16 +16,18 @@ from bnscale import report
 from bnscale.query import Session
 from bnscale.report.claims import Queries
 from bnscale.store import Store
-from bnscale.study.asked import Asked, here
-from bnscale.study.declare import Study
+from bnscale.study.asked import Asked, folder_of, here, preset_of
+from bnscale.study.declare import MANY, MOST, Study
 from bnscale.study.run import Way, run
-from bnscale.study.say import make_report, say_plan, say_status
+from bnscale.study.say import make_report, say_plan, say_size, say_status
 from bnscale.trial import Refusal, near
 
 COMMANDS = ("plan", "run", "status", "report", "sql")
 
 PresetName = Annotated[str | None, typer.Option("--preset", help="laptop or paper; laptop where there is no GPU.")]
-StorePath = Annotated[Path, typer.Option("--store", help="Folder of results; made if it is not there.")]
+StorePlace = Annotated[
+    str, typer.Option("--store", help="Results: a folder, made if it is not there, s3://bucket/prefix or gs://...")
+]
 DataPath = Annotated[
     Path | None, typer.Option("--data", help="Folder of data sets; else $BNSCALE_DATA, else ~/.cache/bnscale.")
 ]
@@ -33,6 +35,7 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE,...", help="Narrow, widen or fix a field of the trials; repeatable."),
 ]
+Yes = Annotated[bool, typer.Option("--yes", help=f"Also more than {MANY:,} trials.")]
 Workers = Annotated[int, typer.Option("--workers-per-trial", min=1, help="Workers that share a trial (DeepSpeed).")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads of each worker.")]
 
@@ -60,20 +63,26 @@ def app(study: Study, file: Path) -> typer.Typer:
     def _plan(
         preset: PresetName = None,
         sets: Settings = None,
-        store: StorePath = Path("results"),
+        store: StorePlace = "results",
         folder: DataPath = None,
         workers: Workers = 1,
         threads: Threads = 1,
+        yes: Yes = False,
     ) -> None:
         """Trials, and what they take in hours, memory and disk. Starts nothing."""
-        asked = Asked.of(study, file, preset or _this_machine_s(), sets, store, folder)
+        preset = preset or _this_machine_s()
+        grid = preset_of(study, preset, sets)
+        if grid.trials > (MOST if yes else MANY):
+            say_size(study, preset, grid, folder_of(folder), console)
+            return
+        asked = Asked.of(study, file, preset, sets, store, folder)
         say_plan(asked, workers, threads, console)
 
     @commands.command("run")
     def _run(
         preset: PresetName = None,
         sets: Settings = None,
-        store: StorePath = Path("results"),
+        store: StorePlace = "results",
         folder: DataPath = None,
         address: Annotated[
             str | None, typer.Option("--address", help="Ray cluster; else one that runs here, else our own.")
@@ -83,22 +92,23 @@ def app(study: Study, file: Path) -> typer.Typer:
         zero: Annotated[int, typer.Option("--zero", min=0, max=1, help="DeepSpeed ZeRO stage of a gang.")] = 0,
         save_every: Annotated[float, typer.Option("--save-every", min=0, help="Seconds between checkpoints.")] = 30.0,
         asha: Annotated[bool, typer.Option("--asha", help="Stop the worse nuisance values of a cell early.")] = False,
+        yes: Yes = False,
     ) -> None:
         """Train what is not yet done, then report. Run again, it goes on where it stopped (the default command)."""
-        asked = Asked.of(study, file, preset or "laptop", sets, store, folder)
-        way = Way(address, workers, threads, zero, save_every, asha)
+        asked = Asked.of(study, file, preset or "laptop", sets, store, folder, MOST if yes else MANY)
+        way = Way(address, workers, threads, zero, save_every, asha, yes)
         run(asked, way, console, by_cluster=preset is None)
 
     @commands.command("status")
     def _status(
-        preset: PresetName = None, sets: Settings = None, store: StorePath = Path("results"), folder: DataPath = None
+        preset: PresetName = None, sets: Settings = None, store: StorePlace = "results", folder: DataPath = None
     ) -> None:
         """The map of cells: done, running, failed, diverged, missing."""
         say_status(Asked.of(study, file, preset or _this_machine_s(), sets, store, folder), console)
 
     @commands.command("report")
     def _report(
-        preset: PresetName = None, sets: Settings = None, store: StorePath = Path("results"), folder: DataPath = None
+        preset: PresetName = None, sets: Settings = None, store: StorePlace = "results", folder: DataPath = None
     ) -> None:
         """Claims, figures and the HTML page, from what is in the store."""
         Store.existing(store)
@@ -111,7 +121,7 @@ def app(study: Study, file: Path) -> typer.Typer:
         ],
         preset: PresetName = None,
         sets: Settings = None,
-        store: StorePath = Path("results"),
+        store: StorePlace = "results",
         folder: DataPath = None,
     ) -> None:
         """Ask the results. Tables: trials, cells, plan, chosen, one a probe, and of a search tried and bracket."""
