@@ -132,6 +132,7 @@ def _train(
             way.zero,
             way.save_every,
             attempts=known[trial.id],
+            command=shlex.join([*asked.recipe, *way.words]),
         )
         for trial in left
     ]
