@@ -208,7 +208,7 @@ HARM = st.tuples(st.sampled_from(["manifest", "data"]), st.integers(0, 99), st.s
 DAMAGE = st.lists(HARM, min_size=1, max_size=3)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(HISTORY, END, DAMAGE)
 def test_whatever_is_damaged_a_mended_trial_has_no_row_twice_none_missing_before_its_step_and_goes_on_to_all_of_them(
     tmp_path_factory: pytest.TempPathFactory, history: Any, end: Any, damage: Any
