@@ -51,7 +51,7 @@ from bnscale.study import Preset, Study, grid
 from bnscale.trial import Trainable
 
 size = Preset(
-    fixed={{name: value for name, value in FIELDS.items() if name not in ("pixels", "trainable", "seed")}},
+    fixed={{name: value for name, value in FIELDS.items() if name not in ("pixels", "trainable", "seed")}} | {changes},
     scientific={cells},
     nuisance=[{{}}],
     seeds={seeds},
@@ -90,11 +90,13 @@ group by depth, trainable, t95
 """
 
 
-def study_file(folder: Path, cells: str = "grid(trainable=[Trainable.BN])", seeds: str = "range(2)") -> Path:
-    """A study of digits, 8 layers and ten steps, with these cells and seeds written into it."""
+def study_file(
+    folder: Path, cells: str = "grid(trainable=[Trainable.BN])", seeds: str = "range(2)", changes: str = "{}"
+) -> Path:
+    """A study of digits, 8 layers and ten steps, with these cells, seeds and fixed fields written into it."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "tiny.py"
-    file.write_text(STUDY.format(cells=cells, seeds=seeds))
+    file.write_text(STUDY.format(cells=cells, seeds=seeds, changes=changes))
     file.with_suffix(".sql").write_text(SQL)
     return file
 
