@@ -117,9 +117,7 @@ def _train(
     _say_size(asked, left, console, f", about {wait} for {slots} at a time")
     code = commit(asked.file.resolve().parent)
     jobs = [
-        Job(
-            trial, looking(asked.study.probes, trial), str(asked.store), str(asked.data), code, way.zero, way.save_every
-        )
+        Job(trial, looking(asked.study.probes, trial), asked.store, str(asked.data), code, way.zero, way.save_every)
         for trial in left
     ]
     later = sum(forecasts[each.trial.id].seconds * n for each, n in asked.later) / slots
@@ -213,4 +211,4 @@ def _say_failed(failed: list[str], store: Store, console: Console) -> None:
         error = (manifest.facts.get("error") if manifest else None) or "no error was recorded"
         console.print(f"  {trial}: {error.strip().splitlines()[-1]}", soft_wrap=True, markup=False)
     whole = shlex.join(["bnscale", "sql", "select trial, error from trials where outcome = 'failed'"])
-    console.print(f"all of each: {whole} --store {shlex.quote(str(store.root))}", soft_wrap=True, markup=False)
+    console.print(f"all of each: {whole} --store {shlex.quote(store.url)}", soft_wrap=True, markup=False)
