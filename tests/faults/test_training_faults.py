@@ -17,6 +17,7 @@ from bnscale.data import Resident
 from bnscale.engine import Gang
 from bnscale.engine.local import LocalEngine
 from bnscale.networks import build
+from bnscale.storage import storage
 from bnscale.store import Store
 from bnscale.train import _Nowhere, initialised
 from bnscale.train import train as loop
@@ -43,7 +44,7 @@ CPU = torch.device("cpu")
 def updated(trial: Trial, folder: Path) -> dict[str, Tensor]:
     """Every parameter and running statistic after the trial's updates, on images of `folder`."""
     images = Resident(trial, folder, CPU)
-    engine = LocalEngine(initialised(trial, images), trial, Gang(), folder / trial.id)
+    engine = LocalEngine(initialised(trial, images), trial, Gang(), storage(folder / trial.id))
     for _ in loop(trial, engine, images, _Nowhere(), {}, 1e9, lambda: False):
         pass
     return {name: value.clone() for name, value in engine.module.state_dict().items()}
