@@ -3,9 +3,12 @@ fail, stop short or end the process at the n-th call.
 
 Run as a program it is the victim: it lives a driver's life with one trial again and again, in a fresh process each
 time, and dies at every operation in turn. Two lives are lived: that of a new store, and that of one in which another
-driver died half way, with a checkpoint in the middle of what it had written.
+driver died half way, with a checkpoint in the middle of what it had written. It does without torch, so that a fresh
+process takes milliseconds.
 """
 
+import hashlib
+import json
 import os
 import shutil
 import sys
@@ -17,13 +20,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
-import torch
+import safetensors.numpy
 from examples import digits
 
 from bnscale import storage as files
-from bnscale.engine import checkpoint
 from bnscale.lease import Driver, Lease, claim, release
+from bnscale.storage import Storage
 from bnscale.store import Store, Writer
 from bnscale.trial import Outcome
 
@@ -60,16 +64,26 @@ class Phase(StrEnum):
     COMPACT = "compact"  # the end: one file a table
 
 
+def save(place: Storage, step: int) -> None:
+    """A checkpoint as engine/checkpoint.py writes it."""
+    content = safetensors.numpy.save({"w": np.full(3, step, np.float32)})
+    place.write(f"step-{step}.safetensors", content)
+    about = {"step": step, "sha256": hashlib.sha256(content).hexdigest(), "facts": {}}
+    place.write(f"step-{step}.json", json.dumps(about).encode())
+
+
 def live(
     root: Path,
     every: int,
     saves: int,
+    start: Callable[[Storage, int | None], int],
     again: Act = lambda call: call(),
     phase: Callable[[Phase], None] = lambda phase: None,
 ) -> Lease:
     """What a driver and its worker do with one trial: flush each `every` steps, a checkpoint each `saves`.
 
-    `again` makes a call, and makes it again where it fails. Notes in `root/flushed` up to where rows are committed.
+    `start` says of the checkpoints, and of how far rows go, where to go on. `again` makes a call, and makes it again
+    where it fails. Notes in `root/flushed` up to where rows are committed.
     """
     phase(Phase.CLAIM)
     store = Store(root)
@@ -89,17 +103,15 @@ def live(
     phase(Phase.RESUME)
     again(lambda: writers.append(store.writer(TRIAL, PROBES, {"host": "here"}, fence=leases[-1].fence)))
     writer = writers[-1]
-    found = checkpoint.newest(places, writer.reached)
-    start = found.step if found else 0
-    again(lambda: writer.rewind(start))
+    begin = start(places, writer.reached)
+    again(lambda: writer.rewind(begin))
     phase(Phase.WRITE)
-    for step in range(start, LAST + 1):
+    for step in range(begin, LAST + 1):
         if step % every == 0 or step % saves == 0:
             again(lambda: writer.flush(step))  # noqa: B023 (called at once)
             (root / "flushed").write_text(str(step))
         if step % saves == 0:
-            weights = {"w": torch.full((3,), float(step))}
-            again(lambda: checkpoint.write(places, step, weights, {}))  # noqa: B023
+            again(lambda: save(places, step))  # noqa: B023
         writer.write("curve", [Curve(step, split, step / 3) for split in ("validation", "test")])
         if step % 3 == 0:
             writer.write("gamma", [Gamma(step, layer, None) for layer in range(2)])
@@ -124,8 +136,8 @@ def prepare(root: Path) -> None:
         if step % 3 == 0:
             writer.write("gamma", [Gamma(step, layer, None) for layer in range(2)])
     writer.flush(4)
-    checkpoint.write(store.checkpoints(TRIAL.id), 1, {"w": torch.full((3,), 1.0)}, {})
-    checkpoint.write(store.checkpoints(TRIAL.id), 3, {"w": torch.full((3,), 3.0)}, {})
+    for step in (1, 3):
+        save(store.checkpoints(TRIAL.id), step)
     (root / "flushed").write_text("3")
 
 
@@ -166,7 +178,7 @@ def half(name: str, plain: Callable[..., None], arguments: tuple[Any, ...]) -> N
         plain(arguments[0], arguments[1][: len(arguments[1]) // 2])
 
 
-def life(root: Path) -> list[tuple[Phase, str]]:
+def life(root: Path, begin: int) -> list[tuple[Phase, str]]:
     """Phase and name of every operation of a life in `root`, which is lived."""
     found: list[tuple[Phase, str]] = []
     now = [Phase.CLAIM]
@@ -176,11 +188,11 @@ def life(root: Path) -> list[tuple[Phase, str]]:
         plain(*arguments)
 
     with watched(note):
-        live(root, 2, 3, phase=lambda phase: now.__setitem__(0, phase))
+        live(root, 2, 3, lambda *_: begin, phase=lambda phase: now.__setitem__(0, phase))
     return found
 
 
-def die(root: Path, deadly: int, *, short: bool) -> None:
+def die(root: Path, begin: int, deadly: int, *, short: bool) -> None:
     """Live in `root` in a process of its own, which ends at this operation."""
     child = os.fork()
     if child == 0:
@@ -193,7 +205,7 @@ def die(root: Path, deadly: int, *, short: bool) -> None:
             plain(*arguments)
 
         with watched(end):
-            live(root, 2, 3)
+            live(root, 2, 3, lambda *_: begin)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9, root
 
@@ -203,7 +215,7 @@ def main(graves: Path) -> None:
     os.fsync = lambda handle: None
     prepared = graves / "prepared"
     prepare(prepared)
-    for kind in ("new", "resumed"):
+    for kind, begin in (("new", 0), ("resumed", 3)):
 
         def buried(name: str, kind: str = kind) -> Path:
             root = graves / f"{kind}-{name}"
@@ -211,9 +223,9 @@ def main(graves: Path) -> None:
                 shutil.copytree(prepared, root)
             return root
 
-        for number, (phase, name) in enumerate(life(buried("whole")), 1):
+        for number, (phase, name) in enumerate(life(buried("whole"), begin), 1):
             for short in (False, True) if name == "_write" else (False,):
-                die(buried(f"{phase}-{number:03}{'-short' if short else ''}"), number, short=short)
+                die(buried(f"{phase}-{number:03}{'-short' if short else ''}"), begin, number, short=short)
 
 
 if __name__ == "__main__":
