@@ -35,6 +35,7 @@ class Way:
     zero: int = 0  # DeepSpeed's ZeRO stage of a gang
     save_every: float = 30.0  # seconds between checkpoints
     asha: bool = False  # stop the worse nuisance values of a cell early
+    yes: bool = False  # also more trials than are trained without asking twice
 
     @property
     def words(self) -> list[str]:

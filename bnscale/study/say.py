@@ -2,6 +2,7 @@
 
 import shlex
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -12,7 +13,8 @@ from bnscale.engine.machine import in_bytes
 from bnscale.schedule import budget
 from bnscale.storage import storage
 from bnscale.store import Manifest, Store
-from bnscale.study.asked import Asked, here, is_store
+from bnscale.study.asked import Asked, cost_of, here, is_store
+from bnscale.study.declare import MANY, MOST, Preset, Study
 from bnscale.study.plan import Planned, Search
 from bnscale.trial import Outcome
 
@@ -54,6 +56,14 @@ def say_plan(asked: Asked, workers: int, threads: int, console: Console) -> None
         + f"; at most {in_bytes(cost.disk)} of disk when all have finished. Data: {_data(asked)}.",
         soft_wrap=True,
     )
+
+
+def say_size(study: Study, name: str, grid: Preset, folder: Path, console: Console) -> None:
+    """Of a grid too large to be built: how many, and about what they cost."""
+    limit = f"more than {MANY:,} are trained, and planned one by one, only with --yes"
+    if grid.trials > MOST:
+        limit = f"more than {MOST:,} are not trained at all"
+    console.print(f"{study.name}, preset {name}: {cost_of(study, grid, folder)}; {limit}", soft_wrap=True)
 
 
 def _say_search(asked: Asked, left: int, console: Console) -> None:
