@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import ray
 
-from bnscale.schedule.needs import Cluster, Node
+from bnscale.schedule.needs import ACCELERATOR, Cluster, Node
 from bnscale.trial import Refusal
 
 OBJECT_STORE = 150 * 2**20  # bytes; a few thousand jobs and nothing else travel through it
@@ -178,4 +178,19 @@ def _most() -> Node | None:
 
 def _nodes() -> list[Node]:
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [Node(int(n.get("CPU", 0)), int(n.get("GPU", 0)), int(n.get("memory", 0))) for n in alive]
+    return [
+        Node(
+            int(n.get("CPU", 0)),
+            int(n.get("GPU", 0)),
+            int(n.get("memory", 0)),
+            next((name.removeprefix(ACCELERATOR) for name in sorted(n) if name.startswith(ACCELERATOR)), None),
+        )
+        for n in alive
+    ]
+
+
+def draining_nodes() -> list[str]:
+    """Ids of the nodes that are to go: drained by their autoscaler, by `ray drain-node`, or by the machine's end."""
+    from ray._private.state import state
+
+    return list(state.get_draining_nodes())
