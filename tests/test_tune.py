@@ -24,7 +24,7 @@ from ray import cloudpickle
 
 from bnscale.engine import Gang
 from bnscale.schedule.budget import Forecast
-from bnscale.schedule.failure import Failure
+from bnscale.schedule.failure import POLICY, Failure, Kind, Policy, Then
 from bnscale.schedule.needs import GIB, Cluster, Node, needs_of
 from bnscale.schedule.progress import Watch
 from bnscale.schedule.tune import connect, run

@@ -86,7 +86,9 @@ class Failure:
         """Of a process that ended without a word of its own; `words` are the cluster's."""
         if "creation task" in words:
             return cls.of_words(words)
-        return cls(Kind.PREEMPTED if preempted else _heard(words, _DEATHS) or Kind.WORKER, words)
+        kind = Kind.PREEMPTED if preempted else _heard(words, _DEATHS) or Kind.WORKER
+        lines = [line.strip() for line in words.splitlines() if line.strip()]
+        return cls(kind, lines[-1].split(". ")[0] if lines else "it said nothing")  # a page of advice follows
 
     @classmethod
     def of_words(cls, words: str) -> "Failure":

@@ -143,6 +143,6 @@ def on_one_type(cluster: Cluster, devices: list[str]) -> Cluster:
 def _other_type(device: str, here: Counter[str]) -> str:
     there = ", ".join(here) or "no GPU"
     return (
-        f"--same-gpu: this study began on {device}, and the cluster has {there}; leave --same-gpu out (the report shows "
-        "what ran where), or choose another cluster with --address or another store with --store"
+        f"--same-gpu: this study began on {device}, and the cluster has {there}; leave --same-gpu out (the report "
+        "shows what ran where), or choose another cluster with --address or another store with --store"
     )

@@ -165,10 +165,8 @@ def _train(
 def _devices(asked: Asked, manifests: dict[str, Manifest]) -> list[str]:
     """Those on which trials of this study have trained, in the order of time."""
     ours = [manifests[each.trial.id].facts for each in asked.planned if each.trial.id in manifests]
-    dated = sorted(
-        (facts["started"], facts["device"]) for facts in ours if facts.get("started") and facts.get("device")
-    )
-    return [device for _, device in dated]
+    dated = [(each["started"], each["device"] or "") for each in ours if each.get("started") and each.get("device")]
+    return [device for _, device in sorted(dated)]
 
 
 def _check_size(way: Way, cluster: "Cluster") -> None:
@@ -267,9 +265,12 @@ def _say_aside(aside: dict[str, Failure], console: Console) -> None:
 def _say_failed(failed: list[str], store: Store, console: Console) -> None:
     """The last line of each error, and where the whole of it is."""
     console.print(f"{len(failed)} failed; running the study again tries them again:", soft_wrap=True)
+    errors: dict[str, list[str]] = {}
     for trial in failed:
         manifest = store.manifest(trial)
         error = (manifest.facts.get("error") if manifest else None) or "no error was recorded"
-        console.print(f"  {trial}: {error.strip().splitlines()[-1]}", soft_wrap=True, markup=False)
+        errors.setdefault(error.strip().splitlines()[-1], []).append(trial)
+    for error, trials in errors.items():
+        console.print(f"  {', '.join(trials)}: {error}", soft_wrap=True, markup=False)
     whole = shlex.join(["bnscale", "sql", "select trial, error from trials where outcome = 'failed'"])
     console.print(f"all of each: {whole} --store {shlex.quote(str(store.root))}", soft_wrap=True, markup=False)

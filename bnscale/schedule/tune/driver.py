@@ -16,7 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray import tune
+from ray import cloudpickle, tune
 from ray.exceptions import RayActorError, RayError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
@@ -259,11 +259,11 @@ class _Telling(tune.Callback):
 
 def _death(trial: Any) -> Failure:
     """From what Ray says of the end of a process."""
-    error = trial.get_pickled_error()
-    said = str(error) if error else Path(trial.error_file).read_text()
+    kept = Path(trial.pickled_error_file)
+    error = cloudpickle.loads(kept.read_bytes()) if kept.exists() else None
     if isinstance(error, RayActorError):
-        return Failure.of_death(said, preempted=error.preempted)
-    return Failure.of_words(said)
+        return Failure.of_death(str(error), preempted=error.preempted)
+    return Failure.of_words(Path(trial.error_file).read_text())
 
 
 class _Brake(tune.Stopper):
@@ -287,7 +287,7 @@ class _Brake(tune.Stopper):
             self.why = _Why.ASKED
         elif time.monotonic() >= self.until:
             self.why = _Why.TIME
-        elif self.telling.judge.hopeless:
+        elif self.telling.judge.hopeless and len(self.telling.endings) < len(self.telling.brief.jobs):
             self.why = _Why.HOPELESS
         if self.why is None:
             return False
