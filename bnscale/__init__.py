@@ -7,6 +7,8 @@ bnscale.load_network("net.safetensors")(images_NCHW)
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bnscale import start
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["load_network", "open"]
+
+start.check()
 
 
 def open(store: str | Path) -> "Session":

@@ -12,9 +12,11 @@ Where the files are looked for, in this order, under the data folder:
 
 import io
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -339,34 +341,54 @@ def _torchvision(data: Data, folder: Path) -> tuple[Pictures, Pictures]:
 
     name, files = _TORCHVISION[data]
 
-    def opened(*, download: bool) -> tuple[Pictures, Pictures]:
+    def opened(root: Path, *, download: bool) -> tuple[Pictures, Pictures]:
         parts = []
         for train in (True, False):
-            source = getattr(datasets, name)(str(folder), train=train, download=download)
+            source = getattr(datasets, name)(str(root), train=train, download=download)
             images = np.asarray(source.data)
             labels_N = np.asarray(source.targets, np.int64)
             parts.append(Pictures(images if images.ndim == 4 else images[..., None], labels_N))
         return parts[0], parts[1]
 
-    try:
-        return opened(download=False)
-    except RuntimeError:  # torchvision's word for: not there, or not whole
-        pass
-    except Exception as error:  # files that are there and hold something else end it in many ways
-        raise Refusal(
-            f"data {folder / files}: cannot be read ({type(error).__name__}: {error}); delete it and fetch it again"
-        ) from None
+    def found() -> tuple[Pictures, Pictures] | None:
+        try:
+            return opened(folder, download=False)
+        except RuntimeError:  # torchvision's word for: not there, or not whole
+            return None
+        except Exception as error:  # files that are there and hold something else end it in many ways
+            raise Refusal(
+                f"data {folder / files}: cannot be read ({type(error).__name__}: {error}); delete it and fetch it again"
+            ) from None
+
+    def fetched() -> tuple[Pictures, Pictures]:
+        """Downloaded out of sight and moved when they are whole: of MNIST, torchvision takes half a file for one."""
+        beside = folder / f".{data}.part"
+        shutil.rmtree(beside, ignore_errors=True)  # of a download that was killed
+        try:
+            parts = opened(beside, download=True)
+            (folder / files).mkdir(parents=True, exist_ok=True)
+            for file in (beside / files).iterdir():
+                if file.suffix != ".gz":
+                    file.replace(folder / files / file.name)
+            return parts
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+    there = found()
+    if there is not None:
+        return there
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f".{data}.lock"):
-            return opened(download=True)
-    except (RuntimeError, OSError) as error:  # URLError is an OSError
+            return found() or fetched()  # another process may have fetched them while this one waited
+    except (RuntimeError, OSError, HTTPException) as error:  # URLError is an OSError
         _missing(data, folder, files, error)
 
 
 def _missing(data: Data, folder: Path, files: str, error: Exception) -> NoReturn:
+    said = " ".join(str(error).split())
     raise Refusal(
-        f"data {data}: not found in {folder}, and it could not be downloaded ({error}). Looked for "
+        f"data {data}: not found in {folder}, and it could not be downloaded ({said}). Looked for "
         f"{folder / data}/train-*.parquet (Hugging Face Hub layout) and {folder / files} (torchvision's files); "
         "put either there, or give --data a folder that has one, or use data=digits, which needs no files"
     ) from None

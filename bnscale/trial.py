@@ -315,7 +315,11 @@ def _refusal(trial: type[Trial], error: Any) -> str:
         case "missing":
             return f"{name}: missing; a trial has no defaults, so a recipe or an axis must set it"
         case "enum" | "is_instance_of":
-            members = [str(m) for m in trial.model_fields[name].annotation]  # type: ignore[union-attr]
+            choices = list(trial.model_fields[name].annotation)  # type: ignore[arg-type]
+            members = [str(m) for m in choices]
+            if value in members:
+                choice = choices[members.index(value)]
+                return f"{said}: is text and must be {type(choice).__name__}.{choice.name}"
             return f"{said}: must be one of {', '.join(members)}{near(str(value), members)}"
         case "greater_than":
             return f"{said}: must be greater than {context['gt']:g}"

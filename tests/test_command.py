@@ -287,7 +287,6 @@ REFUSED = {
     "--set lr=-1": "lr -1: must be greater than 0",
     "--set lr=nan": "lr nan: must be a finite number",
     "--set lr=": "--set lr: the axis is empty; give it at least one value",
-    "--set lr=0.1,0.10": "--set lr 0.1: stands 2 times on its axis; name each value once",
     "--set lr=fast": "lr 'fast': is text and must be a number",
     "--set sed=1": "--set sed: no such field; did you mean seed?",
     "--set data=digit": "data 'digit': must be one of",

@@ -1,19 +1,7 @@
 """A batch is a function of (trial, step); every layout of files gives the same images; what is missing is told once."""
 
-import functools
-import gzip
-import hashlib
-import http.server
-import io
-import json
-import pickle
-import struct
-import subprocess
-import sys
-import threading
 import urllib.error
 import urllib.request
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from examples import digits
-from PIL import Image
-from torchvision import datasets
+from pictures import write_cifar, write_hub, write_idx
 
 from bnscale import data, loss
 from bnscale.choices import _FACTS as FACTS
 from bnscale.data import Resident, pixels, prepare, shifted
 from bnscale.networks import build
-from bnscale.trial import Augmentation, Data, DataFacts, Network, Norm, Pixels, Refusal, Trainable
+from bnscale.trial import Augmentation, Data, Network, Norm, Pixels, Refusal, Trainable
 
 CPU = torch.device("cpu")
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -58,70 +45,7 @@ def offline(monkeypatch):
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
 
 
-def pictures(facts: DataFacts, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    draws = np.random.default_rng(seed)
-    images = draws.integers(0, 256, (count, facts.side, facts.side, facts.channels), dtype=np.uint8)
-    return images, draws.integers(0, facts.classes, count)
-
-
 # --- files --------------------------------------------------------------------------------------
-
-
-def write_hub(folder: Path, name: Data, form: str, files: int = 1) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Parquet as the Hugging Face Hub serves image data sets."""
-    written = {}
-    for part, count, seed in [("train", 20, 0), ("test", 6, 1)]:
-        images, labels = pictures(name.facts, count, seed)
-        encoded = []
-        for image in images:
-            buffer = io.BytesIO()
-            Image.fromarray(image.squeeze()).save(buffer, form, **({"quality": 75} if form == "JPEG" else {}))
-            encoded.append({"bytes": buffer.getvalue(), "path": None})
-        (folder / name).mkdir(exist_ok=True, parents=True)
-        column = "fine_label" if name is Data.CIFAR100 else "label"
-        for i, rows in enumerate(np.array_split(np.arange(count), files)):
-            table = pa.table({"img": [encoded[r] for r in rows], column: labels[rows]})
-            pq.write_table(table, folder / name / f"{part}-{i:05d}-of-{files:05d}.parquet")
-        written[part] = (images, labels)
-    return written
-
-
-def write_cifar(folder: Path, name: Data, monkeypatch) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Python pickles as Toronto serves them, and torchvision's sums of them."""
-    kind = datasets.CIFAR10 if name is Data.CIFAR10 else datasets.CIFAR100
-    label = "labels" if name is Data.CIFAR10 else "fine_labels"
-    home = folder / kind.base_folder
-    home.mkdir(parents=True)
-    written = {}
-    for part, listed, count, seed in [("train", kind.train_list, 20, 0), ("test", kind.test_list, 6, 1)]:
-        images, labels = pictures(name.facts, count, seed)
-        sums = []
-        for (file, _), rows in zip(listed, np.array_split(np.arange(count), len(listed)), strict=True):
-            flat = images[rows].transpose(0, 3, 1, 2).reshape(len(rows), -1)
-            content = pickle.dumps({"data": flat, label: labels[rows].tolist()})
-            (home / file).write_bytes(content)
-            sums.append([file, hashlib.md5(content).hexdigest()])
-        monkeypatch.setattr(kind, f"{part}_list", sums)
-        written[part] = (images, labels)
-    names = pickle.dumps({kind.meta["key"]: [str(i) for i in range(name.facts.classes)]})
-    (home / kind.meta["filename"]).write_bytes(names)
-    monkeypatch.setattr(kind, "meta", kind.meta | {"md5": hashlib.md5(names).hexdigest()})
-    return written
-
-
-def write_idx(folder: Path, name: Data) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """MNIST's own format, gzipped where torchvision unpacks it."""
-    home = folder / ("MNIST" if name is Data.MNIST else "FashionMNIST") / "raw"
-    home.mkdir(parents=True)
-    written = {}
-    for part, stem, count, seed in [("train", "train", 20, 0), ("test", "t10k", 6, 1)]:
-        images, labels = pictures(name.facts, count, seed)
-        (home / f"{stem}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 0x803, count, 28, 28) + images.tobytes())
-        (home / f"{stem}-labels-idx1-ubyte").write_bytes(
-            struct.pack(">II", 0x801, count) + labels.astype("u1").tobytes()
-        )
-        written[part] = (images, labels)
-    return written
 
 
 def loaded(name: Data, folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -226,54 +150,6 @@ def test_files_of_torchvision_that_hold_something_else_are_named(tmp_path):
         (raw / f"{name}-ubyte").write_bytes(b"junk" * 10)
     with pytest.raises(Refusal, match=r"MNIST/raw: cannot be read \("):
         prepare(digits(data=Data.MNIST, validation=0), tmp_path)
-
-
-DOWNLOAD = """
-import hashlib, json, sys
-from pathlib import Path
-sys.path.insert(0, "tests")
-from examples import digits
-from torchvision import datasets
-from bnscale.data import prepare
-from bnscale.choices import Data, _FACTS
-_FACTS[Data.MNIST] = _FACTS[Data.MNIST]._replace(train=20, test=6)
-mirror, sums, folder = sys.argv[1], json.loads(sys.argv[2]), Path(sys.argv[3])
-datasets.MNIST.mirrors, datasets.MNIST.resources = [mirror], [tuple(each) for each in sums]
-prepare(digits(data=Data.MNIST, validation=0), folder)
-"""
-
-
-@pytest.mark.usefixtures("small")
-def test_two_processes_that_lack_the_data_download_it_once(tmp_path):
-    home = tmp_path / "MNIST" / "raw"
-    write_idx(tmp_path, Data.MNIST)
-    for file in list(home.iterdir()):
-        (home / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
-        file.unlink()
-    files = sorted(home.iterdir())
-    asked: list[str] = []
-
-    class Mirror(http.server.SimpleHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.path)
-            super().do_GET()
-
-        def log_message(self, *args):
-            pass
-
-    handler = functools.partial(Mirror, directory=str(home))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        mirror = f"http://127.0.0.1:{server.server_port}/"
-        sums = json.dumps([(file.name, hashlib.md5(file.read_bytes()).hexdigest()) for file in files])
-        command = [sys.executable, "-c", DOWNLOAD, mirror, sums, str(tmp_path / "data")]
-        both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-        for process in both:
-            _, error = process.communicate(timeout=100)
-            assert process.returncode == 0, error
-        server.shutdown()
-    # torchvision asks for a file twice, the first time only to learn where its address leads.
-    assert Counter(asked) == {f"/{file.name}": 2 for file in files}
 
 
 # --- batches ------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from bnscale import cli, query
 from bnscale.probes import TABLES, Curve
 from bnscale.store import Store
 from bnscale.study import Preset, grid
+from bnscale.study.mistake import Twice
 from bnscale.study.plan import commit, plan, relate, settings
 from bnscale.trial import Augmentation, Data, Network, Outcome, Pixels, Refusal, Trainable, Trial
 
@@ -49,14 +50,20 @@ def test_a_grid_is_the_product_of_its_axes():
     ("axes", "said"),
     [
         ({"lr": []}, "^lr: the axis is empty"),
-        ({"lr": [0.1, 0.10]}, "^lr 0.1: stands 2 times"),
-        ({"lr": [1, 1.0]}, "^lr 1: stands 2 times"),
         ({"a": range(1000), "b": range(1000)}, "1,000,000 cells"),
     ],
 )
 def test_a_slip_of_the_pen_in_a_grid_is_refused(axes, said):
     with pytest.raises(Refusal, match=said):
         grid(**axes)
+
+
+@pytest.mark.parametrize("values", [[0.1, 0.10], [1, 1.0]])
+def test_a_value_that_stands_twice_on_its_axis_counts_once_with_a_word(values):
+    with pytest.warns(Twice, match=f"^lr {values[0]}: stands 2 times on its axis and counts once$"):
+        assert grid(lr=[*values, 3.0]) == [{"lr": values[0]}, {"lr": 3.0}]
+    with pytest.warns(Twice, match="^--set lr 0.1: stands 2 times"):
+        assert settings(["lr=0.1,0.10"]) == {"lr": [0.1]}
 
 
 def test_a_trial_that_two_parts_of_a_grid_name_is_planned_once():
@@ -185,7 +192,6 @@ def test_settings_are_read_as_the_fields_types():
         ("depth", "must be field=value"),
         ("dept=14", r"no such field; did you mean depth\?"),
         ("depth=", "the axis is empty"),
-        ("lr=0.1,0.10", "stands 2 times"),
     ],
 )
 def test_a_setting_that_means_nothing_is_refused(text, said):
@@ -327,7 +333,6 @@ from bnscale.study import grid
 """
 MISTAKES = {
     "grid(lr=[])": "line 3: lr: the axis is empty; give it at least one value",
-    "grid(lr=[0.1, 0.1])": "line 3: lr 0.1: stands 2 times on its axis; name each value once",
     "undefined": "line 3: NameError: name 'undefined' is not defined",
     "def (:": "line 3: SyntaxError: invalid syntax",
 }

@@ -8,6 +8,7 @@ checkpoints and its launcher stay unused: see `objective`, `checkpoint` and `joi
 import logging
 import os
 import socket
+import time
 from datetime import timedelta
 from itertools import groupby
 from pathlib import Path
@@ -86,6 +87,19 @@ def join(rank: int, workers: int, address: str, port: int, device: torch.device)
     deepspeed.ops.__compatible_ops__ = {}
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
     return Gang(rank, workers, device)
+
+
+def rehearse(gang: Gang) -> float:
+    """Seconds of one sum over the gang, after a first one. Collective. Raises RuntimeError for a wrong sum."""
+    for _ in range(2):
+        mine = torch.full((1 << 16,), float(gang.rank + 1), device=gang.device)
+        began = time.perf_counter()
+        dist.all_reduce(mine)
+        found = mine.unique().tolist()  # waits for a GPU
+        seconds = time.perf_counter() - began
+        if found != [gang.workers * (gang.workers + 1) / 2]:
+            raise RuntimeError(f"a sum over {gang.workers} workers gave {found}")
+    return seconds
 
 
 def leave() -> None:

@@ -9,18 +9,20 @@ from pathlib import Path
 import torch
 
 from bnscale import data, query, report
-from bnscale.engine.machine import release_memory
+from bnscale.engine.machine import in_bytes, release_memory
 from bnscale.networks.workers import check
 from bnscale.probes import TABLES, looking
 from bnscale.probes import check as check_probe
 from bnscale.schedule import budget
 from bnscale.schedule.budget import Forecast
 from bnscale.store import Store
-from bnscale.study.declare import Study
-from bnscale.study.plan import Planned, Search, plan, relate, relate_searches, searches, settings, verdicts
+from bnscale.study.declare import MANY, MOST, Preset, Study
+from bnscale.study.plan import Planned, Search, plan, relate, relate_searches, sample, searches, settings, verdicts
 from bnscale.study.search import Bisection
 from bnscale.train import readings
 from bnscale.trial import Refusal, Trial
+
+SAMPLE = 8  # trials that stand for a grid too large to build
 
 
 @dataclass(frozen=True)
@@ -40,16 +42,29 @@ class Asked:
     data: Path
     file: Path
     words: list[str]  # the command that runs it
+    most: int  # trials that it may have
 
     @classmethod
     def of(
-        cls, study: Study, file: Path, preset: str, sets: Sequence[str] | None, store: Path, folder: Path | None
+        cls,
+        study: Study,
+        file: Path,
+        preset: str,
+        sets: Sequence[str] | None,
+        store: Path,
+        folder: Path | None,
+        most: int = MOST,
     ) -> "Asked":
-        """Raises `Refusal` for the first thing in it that cannot be run."""
-        grid = study.preset(preset)
-        for axis, values in settings(sets or []).items():
-            grid = grid.setting(axis, values)
-        folder = (folder or data.default_folder()).expanduser().resolve()
+        """Raises `Refusal` for the first thing in it that cannot be run, and for more than `most` trials, of which it
+        builds none."""
+        grid = preset_of(study, preset, sets)
+        folder = folder_of(folder)
+        if grid.trials > most:
+            also = f", and more than {MOST:,} not at all" if grid.trials > MOST else ""
+            raise Refusal(
+                f"grid: has {cost_of(study, grid, folder)}; more than {MANY:,} are trained only with --yes{also}; "
+                "narrow it with --set, for example --set seed=0"
+            )
         every = plan(grid, lambda each: data.pixels(each, folder))
         for each in every:
             for probe in looking(study.probes, each.trial):
@@ -71,6 +86,7 @@ class Asked:
             data=folder,
             file=file,
             words=["python", str(here(file)), "run", *words],
+            most=most,
         )
         return asked.again()
 
@@ -131,7 +147,7 @@ class Asked:
 
     def at(self, preset: str) -> "Asked":
         """The same at another size."""
-        return Asked.of(self.study, self.file, preset, self.sets, self.store, self.data)
+        return Asked.of(self.study, self.file, preset, self.sets, self.store, self.data, self.most)
 
     def prepare(self, workers: int) -> None:
         """Fetch what data are not there. Raises `Refusal` where that cannot be, and for what a gang cannot do."""
@@ -160,6 +176,32 @@ class Asked:
             )
 
         return [each.trial for each in self.planned if not done(each.trial)]
+
+
+def preset_of(study: Study, name: str, sets: Sequence[str] | None) -> Preset:
+    """One of a study's presets with some axes set."""
+    preset = study.preset(name)
+    for axis, values in settings(sets or []).items():
+        preset = preset.setting(axis, values)
+    return preset
+
+
+def folder_of(data_sets: Path | None) -> Path:
+    return (data_sets or data.default_folder()).expanduser().resolve()
+
+
+def cost_of(study: Study, grid: Preset, folder: Path) -> str:
+    """`10,000,000 trials, about 6,400 hours of one worker and 12 TiB of disk, by 8 of them`: for more trials than there
+    is a reason to build. Times a few steps on this machine."""
+    drawn = sample(grid, lambda each: data.pixels(each, folder), SAMPLE)
+    gpu = torch.cuda.is_available()
+    pace = _pace(torch.device("cuda" if gpu else "cpu"), 1)
+    cost = budget.total(budget.forecast(each, looking(study.probes, each), pace, 1, gpu=gpu) for each in drawn)
+    share = grid.trials / len(drawn)
+    return (
+        f"{grid.trials:,} trials, about {cost.seconds * share / 3600:,.0f} hours of one worker and "
+        f"{in_bytes(round(cost.disk * share))} of disk, by {len(drawn)} of them"
+    )
 
 
 @lru_cache

@@ -16,10 +16,10 @@ from bnscale import report
 from bnscale.query import Session
 from bnscale.report.claims import Queries
 from bnscale.store import Store
-from bnscale.study.asked import Asked, here
-from bnscale.study.declare import Study
+from bnscale.study.asked import Asked, folder_of, here, preset_of
+from bnscale.study.declare import MANY, MOST, Study
 from bnscale.study.run import Way, run
-from bnscale.study.say import make_report, say_plan, say_status
+from bnscale.study.say import make_report, say_plan, say_size, say_status
 from bnscale.trial import Refusal, near
 
 COMMANDS = ("plan", "run", "status", "report", "sql")
@@ -33,6 +33,7 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE,...", help="Narrow, widen or fix a field of the trials; repeatable."),
 ]
+Yes = Annotated[bool, typer.Option("--yes", help=f"Also more than {MANY:,} trials.")]
 Workers = Annotated[int, typer.Option("--workers-per-trial", min=1, help="Workers that share a trial (DeepSpeed).")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads of each worker.")]
 
@@ -64,9 +65,15 @@ def app(study: Study, file: Path) -> typer.Typer:
         folder: DataPath = None,
         workers: Workers = 1,
         threads: Threads = 1,
+        yes: Yes = False,
     ) -> None:
         """Trials, and what they take in hours, memory and disk. Starts nothing."""
-        asked = Asked.of(study, file, preset or _this_machine_s(), sets, store, folder)
+        preset = preset or _this_machine_s()
+        grid = preset_of(study, preset, sets)
+        if grid.trials > (MOST if yes else MANY):
+            say_size(study, preset, grid, folder_of(folder), console)
+            return
+        asked = Asked.of(study, file, preset, sets, store, folder)
         say_plan(asked, workers, threads, console)
 
     @commands.command("run")
@@ -89,10 +96,11 @@ def app(study: Study, file: Path) -> typer.Typer:
         same_gpu: Annotated[
             bool, typer.Option("--same-gpu", help="Only on GPUs of the type on which the study began.")
         ] = False,
+        yes: Yes = False,
     ) -> None:
         """Train what is not yet done, then report. Run again, it goes on where it stopped (the default command)."""
-        asked = Asked.of(study, file, preset or "laptop", sets, store, folder)
-        way = Way(address, workers, threads, zero, save_every, asha, max_hours, same_gpu)
+        asked = Asked.of(study, file, preset or "laptop", sets, store, folder, MOST if yes else MANY)
+        way = Way(address, workers, threads, zero, save_every, asha, max_hours, same_gpu, yes)
         run(asked, way, console, by_cluster=preset is None)
 
     @commands.command("status")

@@ -6,10 +6,15 @@ module makes Python say it our way. Other errors keep their traceback: they are 
 
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from types import TracebackType
 
 from bnscale.trial import Refusal
+
+
+class Twice(UserWarning):
+    """What was said twice and counts once: no mistake, but worth a word."""
 
 
 def sentence(error: BaseException, file: str | Path) -> str | None:
@@ -35,4 +40,14 @@ def tell(kind: type[BaseException], error: BaseException, trace: TracebackType |
         raise SystemExit(2)
 
 
+def word(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+    """How a warning is printed: of ours only what it says, with the line where a study file is its cause."""
+    if not issubclass(category, Twice):
+        return _PLAIN(message, category, filename, lineno, line)
+    own = filename == getattr(sys.modules.get("__main__"), "__file__", None)
+    return f"{filename}, line {lineno}: {message}\n" if own else f"{message}\n"
+
+
+_PLAIN = warnings.formatwarning
+warnings.formatwarning = word
 sys.excepthook = tell

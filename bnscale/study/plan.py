@@ -9,9 +9,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bnscale.study.declare import MOST, Preset, Same, check_axis
+from bnscale.study.declare import MOST, Preset, once
 from bnscale.study.search import Bracket
-from bnscale.trial import Data, Pixels, Refusal, Trainable, Trial, near, parse
+from bnscale.trial import Data, Pixels, Refusal, Trial, near, parse
 
 if TYPE_CHECKING:
     from bnscale.query import Session
@@ -33,24 +33,18 @@ def plan(preset: Preset, pixels: Callable[[Data], Pixels]) -> list[Planned]:
     has no use for a nuisance axis or a search: it is planned once, at the first value. Of a search, these are the
     trials at all its values.
     """
-    searched = preset.searched
     if preset.combinations > MOST:
         raise Refusal(f"grid: has {preset.combinations:,} trials; {MOST:,} at most; narrow it with --set")
     axes, nuisances = preset.axes, preset.nuisances
-    own = {cell[preset.chosen] for cell in preset.scientific if preset.chosen in cell}
+    own = {cell[preset.chosen] for cell in preset.cells if preset.chosen in cell}
     names, choices = ([preset.chosen], len(own)) if len(own) > 1 else (nuisances, len(preset.nuisance))
     planned: dict[str, Planned] = {}
     known = lru_cache(pixels)
-    tuned = [(cell, nuisance) for cell in preset.scientific for nuisance in preset.tuned(cell)]
-    for (cell, nuisance), seed, place in itertools.product(tuned, preset.seeds, searched):
+    tuned = [(cell, nuisance) for cell in preset.cells for nuisance in preset.tuned(cell)]
+    for (cell, nuisance), seed, place in itertools.product(tuned, preset.seeds, preset.searched):
         if cell.get("seed", seed) != seed:
             continue
-        values = preset.fixed | cell | nuisance | {"seed": seed} | place
-        if values.get("trainable") is Trainable.NONE:
-            values |= preset.nuisance[0] | searched[0]
-        values = {name: value.of(values) if isinstance(value, Same) else value for name, value in values.items()}
-        data = values.get("data")
-        trial = Trial(**({"pixels": known(data) if isinstance(data, Data) else Pixels.ORIGINAL} | values))
+        trial = _trial(preset.fields(cell, nuisance, seed, place), known)
         if choices > 1 and not trial.validation:
             raise Refusal(
                 f"validation 0: {', '.join(names)} has {choices} values and no training images are "
@@ -59,6 +53,16 @@ def plan(preset: Preset, pixels: Callable[[Data], Pixels]) -> list[Planned]:
             )
         planned.setdefault(trial.id, Planned(trial, _said(trial, axes), _said(trial, nuisances)))
     return list(planned.values())
+
+
+def sample(preset: Preset, pixels: Callable[[Data], Pixels], count: int) -> list[Trial]:
+    """So many trials out of a preset of any size. Raises `Refusal` for the first of them that cannot be run."""
+    return [_trial(values, pixels) for values in preset.sample(count)]
+
+
+def _trial(values: dict[str, Any], pixels: Callable[[Data], Pixels]) -> Trial:
+    data = values.get("data")
+    return Trial(**({"pixels": pixels(data) if isinstance(data, Data) else Pixels.ORIGINAL} | values))
 
 
 def _said(trial: Trial, names: list[str]) -> str:
@@ -109,7 +113,7 @@ def searches(planned: Iterable[Planned], axis: str, verdicts: Mapping[str, bool]
 
 
 def settings(texts: Iterable[str]) -> dict[str, list[Any]]:
-    """`depth=14,32` to a field and its values. Raises `Refusal` for what is no field."""
+    """`depth=14,32` to a field and its values, each once. Raises `Refusal` for what is no field."""
     fields = list(Trial.model_fields)
     found: dict[str, list[Any]] = {}
     for text in texts:
@@ -120,8 +124,8 @@ def settings(texts: Iterable[str]) -> dict[str, list[Any]]:
             raise Refusal(f"--set {name}: no such field{near(name, fields)} The fields of a trial: {', '.join(fields)}")
         if name in found:
             raise Refusal(f"--set {name}: given twice; give all its values at once: --set {name}=value,value")
-        found[name] = [parse(Trial, name, value.strip()) for value in values.split(",") if value.strip()]
-        check_axis(f"--set {name}", found[name])
+        parsed = (parse(Trial, name, value.strip()) for value in values.split(",") if value.strip())
+        found[name] = once(f"--set {name}", parsed)
     return found
 
 

@@ -41,6 +41,7 @@ class Way:
     asha: bool = False  # stop the worse nuisance values of a cell early
     max_hours: float | None = None  # of wall time, after which all ends at its checkpoint
     same_gpu: bool = False  # only on GPUs of the type on which the study began
+    yes: bool = False  # also more trials than are trained without asking twice
 
     @property
     def words(self) -> list[str]:

@@ -13,7 +13,8 @@ from bnscale import report
 from bnscale.engine.machine import in_bytes
 from bnscale.schedule import budget
 from bnscale.store import Manifest, Store
-from bnscale.study.asked import Asked, here, is_store
+from bnscale.study.asked import Asked, cost_of, here, is_store
+from bnscale.study.declare import MANY, MOST, Preset, Study
 from bnscale.study.plan import Planned, Search
 from bnscale.trial import Outcome
 
@@ -57,6 +58,14 @@ def say_plan(asked: Asked, workers: int, threads: int, console: Console) -> None
     )
 
 
+def say_size(study: Study, name: str, grid: Preset, folder: Path, console: Console) -> None:
+    """Of a grid too large to be built: how many, and about what they cost."""
+    limit = f"more than {MANY:,} are trained, and planned one by one, only with --yes"
+    if grid.trials > MOST:
+        limit = f"more than {MOST:,} are not trained at all"
+    console.print(f"{study.name}, preset {name}: {cost_of(study, grid, folder)}; {limit}", soft_wrap=True)
+
+
 def _say_search(asked: Asked, left: int, console: Console) -> None:
     search = asked.search
     assert search is not None
@@ -94,7 +103,8 @@ def say_status(asked: Asked, console: Console) -> None:
         table.add_row(*values, *(str(counts[name] or "·") for name in states), *found)
     console.print(table)
     console.print(
-        f"\n{len(asked.planned)} trials: " + ", ".join(f"{every[name]} {name}" for name in states if every[name])
+        f"\n{len(asked.planned)} trials: "
+        + (", ".join(f"{every[name]} {name}" for name in states if every[name]) or "none is planned")
     )
     for _, wrong in store.damaged if store else []:
         console.print(f"damaged: {wrong}", soft_wrap=True, markup=False)
@@ -153,7 +163,7 @@ def _device(gpu: bool) -> str:
 
 
 def _data(asked: Asked) -> str:
-    return ", ".join(dict.fromkeys(each.trial.data_title for each in asked.planned))
+    return ", ".join(dict.fromkeys(each.trial.data_title for each in asked.planned)) or "none"
 
 
 def _hours(seconds: float) -> str:

@@ -25,5 +25,6 @@ os.environ.update(
 from bnscale.schedule.needs import Cluster
 from bnscale.schedule.tune.cluster import connect
 from bnscale.schedule.tune.driver import run
+from bnscale.schedule.tune.nodes import Reply, on_every_node, rehearse
 
-__all__ = ["Cluster", "connect", "run"]
+__all__ = ["Cluster", "Reply", "connect", "on_every_node", "rehearse", "run"]

@@ -6,19 +6,23 @@ import os
 import secrets
 import shutil
 import socket
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import ray
+import yaml
+from ray._common.utils import get_ray_address_file
 
 from bnscale.schedule.needs import ACCELERATOR, Cluster, Node
+from bnscale.schedule.tune.entry import knock, no_stderr
 from bnscale.trial import Refusal
 
 OBJECT_STORE = 150 * 2**20  # bytes; a few thousand jobs and nothing else travel through it
 OWNER = "bnscale-owner"  # the file in each of our temporary folders that names its process
+SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # of a pod
 _TOKEN = secrets.token_hex(32)  # of the clusters that this process starts
 
 
@@ -41,7 +45,8 @@ def connect(address: str | None) -> Iterator[Cluster]:
     else:
         home = _start()
     try:
-        yield Cluster(ray.get_runtime_context().gcs_address, home is not None, _most() if found else None, _nodes())
+        gcs = ray.get_runtime_context().gcs_address
+        yield Cluster(gcs, home is not None, _most(gcs) if found else None, _nodes())
     finally:
         ray.shutdown()
         if home:
@@ -57,9 +62,8 @@ def _hush() -> None:
 
 def _left_running() -> str | None:
     """Address of the cluster that `ray start` began on this machine, if it still answers."""
-    note = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
     try:
-        found = note.read_text().strip()
+        found = Path(get_ray_address_file(None)).read_text().strip()
     except OSError:
         return None
     return found if found and _answers(found) else None
@@ -83,39 +87,20 @@ def _join(address: str) -> None:
     way_out = "start one with `ray start --head`, or leave the address out to run on this machine"
     if address != "auto" and not _answers(address):
         raise Refusal(f"address {address}: no Ray cluster answers there; {way_out}")
-    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
-
-    maybe_enable_token_auth_if_token_available()  # Ray does this itself only where it finds the address itself
+    if address == "auto":
+        address = _left_running() or address
+    if address != "auto":
+        knock(address)
     try:
-        with _no_stderr():
+        with no_stderr():
             ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL)
     except Exception as error:  # Ray raises a dozen classes here
         ray.shutdown()
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if "ersion mismatch" in str(error):
-            raise Refusal(
-                f"address {address}: the cluster runs another version of Ray or Python ({reason}); "
-                f"install ray {ray.__version__} there, or its version here"
-            ) from None
         raise Refusal(
-            f"address {address}: {reason.rstrip('.')}. If the cluster asks for a token, put it into ~/.ray/auth_token "
-            f"or RAY_AUTH_TOKEN; this machine must be one of its nodes. Otherwise {way_out}"
+            f"address {address}: {reason.rstrip('.')}; this machine must be one of the cluster's nodes. "
+            f"Otherwise {way_out}"
         ) from None
-
-
-@contextlib.contextmanager
-def _no_stderr() -> Iterator[None]:
-    """Ray's C++ tells there of each of its twenty tries, past Python's own stderr."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    os.close(nowhere)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 def _start() -> Path:
@@ -168,25 +153,56 @@ def sweep() -> None:
                 shutil.rmtree(note.parent, ignore_errors=True)
 
 
-def _most() -> Node | None:
-    """What an autoscaler may bring the cluster to."""
-    from ray._private.state import state
+def _most(address: str) -> list[Node] | None:
+    """Every node that an autoscaler may bring the cluster to; None where there is none.
 
-    most = state.get_max_resources_from_cluster_config()
-    return Node(int(most.get("CPU", 0)), int(most.get("GPU", 0)), int(most.get("memory", 0))) if most else None
+    Ray keeps that to its autoscaler alone: `ray up` leaves a file on the head, KubeRay an object with Kubernetes.
+    """
+    config = _autoscaling(address)
+    if config is None or config["provider"]["type"] == "local":  # machines that are there, of what size no file says
+        return None
+    kinds = dict(config["available_node_types"])
+    head = kinds.pop(config["head_node_type"])
+    workers = [_node(kind["resources"]) for kind in kinds.values() for _ in range(kind.get("max_workers", 0))]
+    best = sorted(workers, key=lambda node: (node.gpus, node.cpus, node.memory), reverse=True)
+    return [_node(head["resources"]), *best[: config["max_workers"]]]
+
+
+def _autoscaling(address: str) -> dict[str, Any] | None:
+    """What the autoscaler of the cluster at `address` was told."""
+    name = os.environ.get("RAY_CLUSTER_NAME")  # of Kubernetes; set by KubeRay in every container
+    if name and os.environ.get("KUBERNETES_SERVICE_HOST"):
+        from ray.autoscaler._private.kuberay.autoscaling_config import AutoscalingConfigProducer
+
+        try:
+            namespace = (SERVICE_ACCOUNT / "namespace").read_text().strip()
+            kept: dict[str, Any] = AutoscalingConfigProducer(name, namespace)()
+        except Exception:  # nobody gave this pod the right to ask, and then it has no autoscaler either
+            return None
+        return kept
+    # The one process that was given the file runs on the head, where the driver of such a cluster runs, too.
+    for process in psutil.process_iter(["cmdline"]):
+        words = dict(word.partition("=")[::2] for word in process.info["cmdline"] or [])
+        file = words.get("--autoscaling-config")
+        if file and words.get("--gcs-address") == address:
+            with contextlib.suppress(OSError):
+                told: dict[str, Any] = yaml.safe_load(Path(file).read_text())
+                return told
+    return None
+
+
+def _node(resources: dict[str, float]) -> Node:
+    types = sorted(name.removeprefix(ACCELERATOR) for name in resources if name.startswith(ACCELERATOR))
+    return Node(
+        int(resources.get("CPU", 0)),
+        int(resources.get("GPU", 0)),
+        int(resources.get("memory", 0)),
+        types[0] if types else None,
+    )
 
 
 def _nodes() -> list[Node]:
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [
-        Node(
-            int(n.get("CPU", 0)),
-            int(n.get("GPU", 0)),
-            int(n.get("memory", 0)),
-            next((name.removeprefix(ACCELERATOR) for name in sorted(n) if name.startswith(ACCELERATOR)), None),
-        )
-        for n in alive
-    ]
+    return [_node(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
 def draining_nodes() -> list[str]:

@@ -1,0 +1,135 @@
+"""One task on every node of the cluster: what `bnscale doctor --cluster` looks with, and a study before it starts."""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, ParamSpec, TypeVar
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+Found = TypeVar("Found")
+Asked = ParamSpec("Asked")
+
+PATIENCE = 60.0  # seconds in which a node starts a process and answers
+
+
+@dataclass(frozen=True)
+class Reply(Generic[Found]):
+    """Of one node."""
+
+    node: str  # what people call it: its host, with the beginning of Ray's id where two have the same
+    found: Found | None
+    error: str | None  # the last line of it; None where it answered
+
+
+def on_every_node(function: Callable[Asked, Found], *args: Asked.args, **kwargs: Asked.kwargs) -> list[Reply[Found]]:
+    """Call `function` once on every node that is there, at once, in a process of its own with no CPU kept for it."""
+    names = node_names()
+    call = ray.remote(function)
+    asked = {
+        name: call.options(
+            num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+        ).remote(*args, **kwargs)
+        for node, name in names.items()
+    }
+    done, late = ray.wait(list(asked.values()), num_returns=len(asked), timeout=PATIENCE)
+    for each in late:
+        ray.cancel(each, force=True)
+    return [_reply(name, answer if answer in done else None) for name, answer in asked.items()]
+
+
+def node_names() -> dict[str, str]:
+    """What people call the nodes that are there, by Ray's id; the head first."""
+    alive = sorted(
+        (node for node in ray.nodes() if node["Alive"]),
+        key=lambda node: ("node:__internal_head__" not in node["Resources"], node["NodeManagerHostname"]),
+    )
+    hosts = Counter(node["NodeManagerHostname"] for node in alive)
+    return {
+        node["NodeID"]: node["NodeManagerHostname"]
+        + (f" {node['NodeID'][:6]}" if hosts[node["NodeManagerHostname"]] > 1 else "")
+        for node in alive
+    }
+
+
+def rehearse(workers_alone: int = 2) -> tuple[str, str | None]:
+    """Raise a gang with one worker on every node, on the only node with several, and let it sum once.
+
+    Who took part and over what, and the error that it ended with; None where it went well.
+    """
+    names = node_names()
+    places = list(names) * (workers_alone if len(names) == 1 else 1)
+    gpus = {node["NodeID"]: int(node["Resources"].get("GPU", 0)) for node in ray.nodes()}
+    gpu = all(gpus[node] >= places.count(node) for node in places)
+    who = f"{len(places)} processes on {len(names)} node{'s' if names else ''} over {'NCCL' if gpu else 'gloo'}"
+    worker = ray.remote(_Worker)
+    gang: list[Any] = [
+        worker.options(
+            num_cpus=0, num_gpus=int(gpu), scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+        ).remote()
+        for node in places
+    ]
+    try:
+        missing = _unheard(names, places, [each.ready.remote() for each in gang])
+        if missing:
+            return who, f"{missing} started no worker within {PATIENCE:.0f} s; are its GPUs busy?"
+        address, port = ray.get(gang[0].host.remote(len(gang)), timeout=PATIENCE)
+        sums = [each.join.remote(rank, len(gang), address, port) for rank, each in enumerate(gang)]
+        missing = _unheard(names, places, sums)
+        if missing:
+            return who, f"{missing} did not meet {address}:{port} within {PATIENCE:.0f} s; open the ports between nodes"
+        seconds = max(ray.get(sums))
+        return f"{who}, {1000 * seconds:.1f} ms", None
+    except RayError as error:
+        return who, _last_line(error)
+    finally:
+        for each in gang:
+            ray.kill(each)
+
+
+class _Worker:
+    """Of a gang that only sums."""
+
+    def ready(self) -> None: ...
+
+    def host(self, workers: int) -> tuple[str, int]:
+        from bnscale.engine import deepspeed
+
+        return deepspeed.host(ray.util.get_node_ip_address(), workers)
+
+    def join(self, rank: int, workers: int, address: str, port: int) -> float:
+        """Seconds of a sum over the gang."""
+        import torch
+
+        from bnscale.engine import deepspeed
+
+        device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        return deepspeed.rehearse(deepspeed.join(rank, workers, address, port, device))
+
+
+def _unheard(names: dict[str, str], places: list[str], answers: list[Any]) -> str:
+    """The nodes that have not answered in time; raises what the others raised."""
+    deadline = time.monotonic() + PATIENCE
+    left = answers
+    while left and time.monotonic() < deadline:
+        ready, left = ray.wait(left, timeout=max(0.0, deadline - time.monotonic()))
+        ray.get(ready)
+    return ", ".join(dict.fromkeys(names[node] for node, each in zip(places, answers, strict=True) if each in left))
+
+
+def _reply(name: str, answer: Any | None) -> Reply[Any]:
+    if answer is None:
+        return Reply(name, None, f"no answer within {PATIENCE:.0f} s")
+    try:
+        return Reply(name, ray.get(answer), None)
+    except RayError as error:
+        return Reply(name, None, _last_line(error))
+
+
+def _last_line(error: RayError) -> str:
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    lines = str(cause).strip().splitlines()
+    return lines[-1] if lines else type(cause).__name__
