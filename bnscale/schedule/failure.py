@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum
 
-from bnscale.store import StoreFailure
+from bnscale.storage import StoreFailure
 from bnscale.trial import Outcome
 
 ALIKE = 3  # trials that end in the same error of the code, before any ends otherwise: the study's error, not theirs

@@ -140,9 +140,7 @@ def _train(
     manifests = {manifest.trial: manifest for manifest in store.manifests()}
     _warn_changed([manifests[trial.id] for trial in left if trial.id in manifests], code, console)
     jobs = [
-        Job(
-            trial, looking(asked.study.probes, trial), str(asked.store), str(asked.data), code, way.zero, way.save_every
-        )
+        Job(trial, looking(asked.study.probes, trial), asked.store, str(asked.data), code, way.zero, way.save_every)
         for trial in left
     ]
     later = sum(forecasts[each.trial.id].seconds * n for each, n in asked.later) / slots
@@ -274,4 +272,4 @@ def _say_failed(failed: list[str], store: Store, console: Console) -> None:
     for error, trials in errors.items():
         console.print(f"  {', '.join(trials)}: {error}", soft_wrap=True, markup=False)
     whole = shlex.join(["bnscale", "sql", "select trial, error from trials where outcome = 'failed'"])
-    console.print(f"all of each: {whole} --store {shlex.quote(str(store.root))}", soft_wrap=True, markup=False)
+    console.print(f"all of each: {whole} --store {shlex.quote(store.url)}", soft_wrap=True, markup=False)
