@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from bnscale.lease import Driver
 from bnscale.probes import looking
 from bnscale.schedule import budget
 from bnscale.schedule.failure import Ending, Failure, Hopeless, OutOfTime
@@ -91,7 +92,9 @@ def _run(asked: Asked, way: Way, console: Console, *, by_cluster: bool) -> None:
                 asked.prepare(way.workers_per_trial)
             elif by_cluster and asked.left(store, asha=way.asha):
                 _say_paper(asked, console, cluster.slots(way.threads, 0))
-            asked, endings = _train_rounds(asked, store, way, cluster, console, until)
+            with Driver(store.storage, asked.study.name) as driver:
+                _say_others(driver, way, console)
+                asked, endings = _train_rounds(asked, store, way, cluster, driver, console, until)
     else:
         _say_size(asked, [], console, "")
     _check_verdicts(asked, store)
@@ -107,14 +110,14 @@ def _run(asked: Asked, way: Way, console: Console, *, by_cluster: bool) -> None:
 
 
 def _train_rounds(
-    asked: Asked, store: Store, way: Way, cluster: "Cluster", console: Console, until: float
+    asked: Asked, store: Store, way: Way, cluster: "Cluster", driver: Driver, console: Console, until: float
 ) -> tuple[Asked, dict[str, Ending]]:
     """Train until nothing is left: in one round, or in as many as a search takes. What was asked for, as it is known
     now, and how the trials of the last round ended. A round without all its results is the last: another would be the
     same."""
     while True:
         left = asked.left(store, asha=way.asha)
-        endings = _train(asked, store, left, way, cluster, console, until)
+        endings = _train(asked, store, left, way, cluster, driver, console, until)
         if not left or asked.search is None:
             return asked, endings
         asked = asked.again()
@@ -124,7 +127,14 @@ def _train_rounds(
 
 
 def _train(
-    asked: Asked, store: Store, left: list[Trial], way: Way, cluster: "Cluster", console: Console, until: float
+    asked: Asked,
+    store: Store,
+    left: list[Trial],
+    way: Way,
+    cluster: "Cluster",
+    driver: Driver,
+    console: Console,
+    until: float,
 ) -> dict[str, Ending]:
     """Run these trials, until a moment of the monotonic clock; the end of each by its id."""
     from bnscale.schedule import tune
@@ -137,10 +147,20 @@ def _train(
     wait = duration(sum(forecasts[trial.id].seconds for trial in left) / slots)
     _say_size(asked, left, console, f", about {wait} for {slots} at a time")
     code = commit(asked.file.resolve().parent)
-    manifests = {manifest.trial: manifest for manifest in store.manifests()}
-    _warn_changed([manifests[trial.id] for trial in left if trial.id in manifests], code, console)
+    begun = [each for each in store.storage.each(store.manifest, [trial.id for trial in left]) if each]
+    known = {manifest.trial: manifest for manifest in begun}
+    _warn_changed(begun, code, console)
     jobs = [
-        Job(trial, looking(asked.study.probes, trial), asked.store, str(asked.data), code, way.zero, way.save_every)
+        Job(
+            trial,
+            looking(asked.study.probes, trial),
+            asked.store,
+            str(asked.data),
+            code,
+            way.zero,
+            way.save_every,
+            attempts=known[trial.id].attempts if trial.id in known else 0,
+        )
         for trial in left
     ]
     later = sum(forecasts[each.trial.id].seconds * n for each, n in asked.later) / slots
@@ -148,12 +168,13 @@ def _train(
         endings = tune.run(
             jobs,
             forecasts,
-            on_one_type(cluster, _devices(asked, manifests)) if way.same_gpu else cluster,
+            on_one_type(cluster, _devices(asked, store)) if way.same_gpu else cluster,
             workers=way.workers_per_trial,
             threads=way.threads,
             rivals={each.trial.id: (each.cell, each.trial.seed) for each in asked.planned} if way.asha else None,
             watch=watch,
             mend=shlex.join([*asked.words, *way.words]),
+            driver=driver,
             until=until,
         )
     for trial in [trial for trial, ending in endings.items() if way.asha and ending == Ending()]:
@@ -161,10 +182,11 @@ def _train(
     return endings
 
 
-def _devices(asked: Asked, manifests: dict[str, Manifest]) -> list[str]:
+def _devices(asked: Asked, store: Store) -> list[str]:
     """Those on which trials of this study have trained, in the order of time."""
-    ours = [manifests[each.trial.id].facts for each in asked.planned if each.trial.id in manifests]
-    dated = [(each["started"], each["device"] or "") for each in ours if each.get("started") and each.get("device")]
+    found = store.storage.each(store.manifest, [each.trial.id for each in asked.planned])
+    facts = [manifest.facts for manifest in found if manifest]
+    dated = [(each["started"], each["device"] or "") for each in facts if each.get("started") and each.get("device")]
     return [device for _, device in sorted(dated)]
 
 
@@ -214,6 +236,17 @@ def _say_size(asked: Asked, left: list[Trial], console: Console, wait: str) -> N
         f"{len(left):,} to train{wait}",
         soft_wrap=True,
     )
+
+
+def _say_others(driver: Driver, way: Way, console: Console) -> None:
+    """Who else works on this store, and what becomes of the trials that both want."""
+    for other in driver.others().values():
+        console.print(f"{other.who} works on this store, too; what it trains is left to it", soft_wrap=True)
+    if driver.others() and way.asha:
+        console.print(
+            "--asha: each driver compares the trials that it trains itself; what one gives up the other leaves alone",
+            soft_wrap=True,
+        )
 
 
 def _say_paper(asked: Asked, console: Console, slots: int) -> None:

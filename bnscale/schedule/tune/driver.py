@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from types import FrameType
@@ -20,6 +21,7 @@ from ray import cloudpickle, tune
 from ray.exceptions import RayActorError, RayError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
+from bnscale.lease import Driver
 from bnscale.networks.recompute import recomputable
 from bnscale.schedule.failure import POLICY, Ending, Failure, Hopeless, Judge, OutOfTime, Then
 from bnscale.schedule.loop import Loop, Training, record
@@ -29,12 +31,15 @@ from bnscale.schedule.tune import words
 from bnscale.schedule.tune.cluster import draining_nodes, own_folder
 from bnscale.schedule.tune.lead import Brief, Lead
 from bnscale.schedule.tune.watchdog import FLOOR
-from bnscale.trial import Outcome
+from bnscale.schedule.turns import Elsewhere, Turn, look, take
+from bnscale.storage import StoreFailure
+from bnscale.trial import Outcome, Refusal
 
 if TYPE_CHECKING:
     from bnscale.schedule.budget import Forecast
     from bnscale.train import Job
 
+POLL = 1.0  # seconds between two looks at the trials of other drivers
 LOOK = 2.0  # seconds between two questions to the cluster which of its nodes are to go
 
 
@@ -49,6 +54,7 @@ def run(
     watch: Watch,
     mend: str,
     loop: Loop | None = None,
+    driver: Driver | None = None,
     until: float = math.inf,
     stall: float = FLOOR,
 ) -> dict[str, Ending]:
@@ -59,6 +65,9 @@ def run(
     None trains all to the end. `mend` is the command that goes on after Ctrl-C. At `until`, of the monotonic clock, all
     ends as by Ctrl-C. No step may take longer than `stall` seconds, unless ten usual ones do.
 
+    Trials are trained under the leases of `driver`. Those that another driver trains are left to it, and waited for in
+    the end: how they end there is their outcome, and if their driver dies they are trained here.
+
     Raises Refusal, before anything starts, where a trial fits no part of the cluster; and when every running trial has
     its checkpoint, KeyboardInterrupt after Ctrl-C or SIGTERM, OutOfTime, and Hopeless where the first trials all ended
     in the same error.
@@ -66,7 +75,16 @@ def run(
     needs = needs_of(jobs, forecasts, cluster, workers, threads)
     by_id = {job.trial.id: job for job in jobs}
     order = sorted(by_id, key=lambda trial: -forecasts[trial].seconds)
-    brief = Brief(by_id, needs, dict(forecasts), loop or Training(), secrets.token_hex(8), stall)
+    brief = Brief(
+        by_id,
+        needs,
+        dict(forecasts),
+        loop or Training(),
+        run=secrets.token_hex(8),
+        stall=stall,
+        driver=driver.id if driver else None,
+        halving=rivals is not None,
+    )
     telling = _Telling(brief, watch)
     groups = max(1, min(cluster.slots(need.threads, need.memory) // need.workers for need in needs.values()))
     # Pending trials each ask Ray for a placement; few of them keep the order and cost little.
@@ -74,12 +92,18 @@ def run(
 
     with _interruptible(watch) as interrupt:
         brake = _Brake(telling, interrupt, until)
-        while left := [trial for trial in order if trial not in telling.endings]:
-            before = telling.strikes
-            _round(left, brief, telling, _scheduler(by_id, rivals, telling), brake)
+        while True:
+            while left := [trial for trial in order if telling.open(trial)]:
+                before = telling.strikes
+                brief = telling.brief = replace(brief, dead=driver.dead() if driver else frozenset())
+                _round(left, brief, telling, _scheduler(by_id, rivals, telling), brake)
+                if brake.why is not None or telling.strikes == before:
+                    break
+            # Only now, for another driver may wait for those that were given up.
+            again = driver is not None and _await(telling, driver, brake)
             if brake.why is not None:
                 raise _stopped(brake.why, telling, mend)
-            if telling.strikes == before:
+            if not again:
                 break
     return {trial: telling.endings.get(trial, Ending()) for trial in by_id}
 
@@ -135,6 +159,27 @@ def _round(trials: list[str], brief: Brief, telling: "_Telling", scheduler: FIFO
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _await(telling: "_Telling", driver: Driver, brake: "_Brake") -> bool:
+    """Until a trial that another driver trained is free, or all of them have ended. Whether one is free."""
+    if telling.held and not brake.pressed():
+        telling.watch.say("waiting for what other drivers train; Ctrl-C ends the waiting")
+    while telling.held and not brake.pressed():
+        brake.interrupt.wait(POLL)
+        dead = driver.dead()
+        free = False
+        for trial in sorted(telling.held):
+            try:
+                found = look(telling.brief.jobs[trial], driver.id, dead, halving=telling.brief.halving)
+            except StoreFailure:
+                continue  # it may pass, and nothing is trained meanwhile
+            telling.settle(trial, found)
+            telling.watch.passes()
+            free = free or found is None
+        if free:
+            return True
+    return False
+
+
 class _Telling(tune.Callback):
     """Hears what Tune reports, has failures judged, and tells the watch."""
 
@@ -145,12 +190,28 @@ class _Telling(tune.Callback):
         self.endings: dict[str, Ending] = {}
         self.strikes = 0  # failures so far, of whatever kind
         self.struck: set[str] = set()  # trials whose worker has reported a failure and is now replaced
+        self.held: dict[str, Elsewhere] = {}  # by another driver
         self.trials: list[Any] = []  # Tune's, of this round
         self.nodes: dict[str, list[str]] = {}  # of the workers of each running trial
         self.given_up: list[Any] = []  # trials that Tune has put into its queue again
         self.told: set[str] = set()  # trials of whose end the watch has heard
         self.leaving: set[Any] = set()  # actors that have been told that a node of theirs is to go
         self._looked = 0.0
+
+    def open(self, trial: str) -> bool:
+        """Whether it has yet to end, here: also after Tune has given it up for what it could survive."""
+        return trial not in self.endings and trial not in self.held
+
+    def settle(self, trial: str, found: Elsewhere | None) -> None:
+        """Another driver trains the trial, has ended it, or has left it."""
+        self.held.pop(trial, None)
+        if found is None:
+            self.watch.freed(trial)
+        elif found.over:
+            self._end(trial, Ending(found.outcome))
+        else:
+            self.held[trial] = found
+            self.watch.held(trial, found.who)
 
     def note(self, trial: str, result: Mapping[str, Any]) -> None:
         if result["outcome"]:
@@ -174,6 +235,13 @@ class _Telling(tune.Callback):
 
         name = trial.config["trial"]
         self.note(name, result)
+        if result["spoilt"] and not result["failure"]:
+            trial.max_failures = 0  # its actor now raises, to be replaced; the trial itself is over, or another's
+            if "elsewhere" not in result:
+                self._end(name, Ending())
+        if "elsewhere" in result:
+            self.settle(name, result["elsewhere"])
+            return
         self.nodes[name] = result["nodes"]
         self.judge.progressed(name, result["at"])
         of = self.brief.jobs[name].trial
@@ -194,11 +262,12 @@ class _Telling(tune.Callback):
         if result["failure"]:
             self.struck.add(name)
             self._failed(trial, result["failure"])
-        if result["spoilt"] and name in self.endings:
-            trial.max_failures = 0  # its actor now raises, to be replaced; the trial itself is over
+            if name in self.endings:
+                trial.max_failures = 0
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._end(trial.config["trial"], Ending())  # without an end by now: stopped by ASHA
+        if "elsewhere" not in trial.last_result:
+            self._end(trial.config["trial"], Ending())  # without an end by now: stopped by ASHA
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._died(trial)
@@ -213,21 +282,19 @@ class _Telling(tune.Callback):
         name = trial.config["trial"]
         if name in self.struck:
             self.struck.discard(name)  # that was foreseen
-        elif name not in self.endings:
+        elif self.open(name):
             self._failed(trial, words.take(self.brief.run, name) or _death(trial))
 
     def _failed(self, trial: Any, failure: Failure) -> None:
         name = trial.config["trial"]
-        job = self.brief.jobs[name]
         self.strikes += 1
-        then = self.judge.failed(name, failure, may_recompute=recomputable(job.trial))
+        then = self.judge.failed(name, failure, may_recompute=recomputable(self.brief.jobs[name].trial))
         if then in (Then.AGAIN, Then.RECOMPUTING):
             trial.config["recompute"] = self.judge.recomputing(name)
             self.watch.lost(name, f"{POLICY[failure.kind].said}; {name} {then.value} ({failure.short})")
             return
         failure = self.judge.story(name, failure)
-        if then is Then.FAILED:
-            record(self.brief.loop, job, failure)
+        _give_up(self.brief, name, failure if then is Then.FAILED else None)
         if trial.status == "PENDING":
             self.given_up.append(trial)
         self._end(name, Ending(Outcome.FAILED if then is Then.FAILED else None, failure))
@@ -257,6 +324,21 @@ class _Telling(tune.Callback):
                 actor.leave.remote()
 
 
+def _give_up(brief: Brief, trial: str, failure: Failure | None) -> None:
+    """Record why a trial has failed, if it has, and let its lease go, unless another driver has it by now."""
+    job = brief.jobs[trial]
+    if brief.driver is None:
+        if failure:
+            record(brief.loop, job, failure)
+        return
+    with contextlib.suppress(Refusal, StoreFailure):
+        turn = take(job, brief.driver, brief.dead, halving=brief.halving)
+        if isinstance(turn, Turn):
+            if failure:
+                record(brief.loop, turn.job, failure)
+            turn.end()
+
+
 def _death(trial: Any) -> Failure:
     """From what Ray says of the end of a process."""
     kept = Path(trial.pickled_error_file)
@@ -282,14 +364,18 @@ class _Brake(tune.Stopper):
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
-    def stop_all(self) -> bool:
+    def pressed(self) -> bool:
+        over = len(self.telling.endings) + len(self.telling.held) == len(self.telling.brief.jobs)
         if self.interrupt.is_set():
             self.why = _Why.ASKED
         elif time.monotonic() >= self.until:
             self.why = _Why.TIME
-        elif self.telling.judge.hopeless and len(self.telling.endings) < len(self.telling.brief.jobs):
+        elif self.telling.judge.hopeless and not over:
             self.why = _Why.HOPELESS
-        if self.why is None:
+        return self.why is not None
+
+    def stop_all(self) -> bool:
+        if not self.pressed():
             return False
         self._halt()
         return True

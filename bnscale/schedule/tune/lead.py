@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,13 @@ import ray
 from ray import tune
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from bnscale.schedule.failure import POLICY, Failure, Kind, Memory, Then
+from bnscale.schedule.failure import Failure, Kind, Memory
 from bnscale.schedule.loop import Loop
 from bnscale.schedule.needs import Need
 from bnscale.schedule.notice import Notice
 from bnscale.schedule.tune import words
 from bnscale.schedule.tune.watchdog import Pulse, Watchdog, stacks
+from bnscale.schedule.turns import Elsewhere, Turn, take
 from bnscale.store import TakenOver
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ class Brief:
     loop: Loop
     run: str  # no other run of the cluster has this name
     stall: float  # seconds that a step may take, whatever its median
+    driver: str | None = None  # whose leases the trials are trained under; None: under none
+    dead: frozenset[str] = frozenset()  # drivers whose leases nobody holds any more
+    halving: bool = False  # whether a trial that is told to stop was given up
 
     def foreseen(self, trial: str) -> float:
         """Seconds of a step."""
@@ -144,7 +148,7 @@ class Lead(tune.Trainable):
         self._take(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._wind_up()
+        self._wind_up(given_up=self.brief.halving)
         if self.spoilt:
             return False
         self._take(new_config)
@@ -155,6 +159,8 @@ class Lead(tune.Trainable):
         if self.spoilt:
             raise RuntimeError("this worker is to be replaced")
         try:
+            if not self.begun and (elsewhere := self._begin()):
+                return self._report(True) | {"elsewhere": elsewhere}
             over = self._advance()
         except Exception as error:
             return self._failed(error)
@@ -162,7 +168,7 @@ class Lead(tune.Trainable):
 
     def halt(self) -> dict[str, Any]:
         """Save a checkpoint and end. Called by the driver after Ctrl-C."""
-        self._wind_up()
+        self._wind_up(given_up=False)
         return self._report(True)
 
     def leave(self) -> None:
@@ -170,7 +176,7 @@ class Lead(tune.Trainable):
         self.notice.given.set()
 
     def cleanup(self) -> None:
-        self._wind_up()
+        self._wind_up(given_up=self.brief.halving)
 
     # --- a trial ---------------------------------------------------------------------------------
 
@@ -182,11 +188,13 @@ class Lead(tune.Trainable):
         self.trial: str = config["trial"]
         self.stopping = False
         self.begun = False
+        self.over = False
+        self.turn: Turn | None = None
         self.began = 0  # the step of the checkpoint from which it goes on
         self.at: Progress | None = None
         self.watchdog: Watchdog | None = None
         self.pulse: Pulse | None = None
-        self.steps = self.brief.loop.run(self.job, self.gang, self.need.threads, self._asked)
+        self.steps: Iterator[Progress] = iter(())
 
     def _asked(self) -> bool:
         """Whether to save and end. The loop asks after every step."""
@@ -194,19 +202,33 @@ class Lead(tune.Trainable):
             self.pulse.beat()
         return self.stopping or self.notice.given.is_set()
 
-    def _begin(self) -> None:
+    def _begin(self) -> Elsewhere | None:
+        """Claim the trial, and set all workers to it, unless another driver has it."""
         self.begun = True
+        if self.brief.driver is not None:
+            turn = take(self.job, self.brief.driver, self.brief.dead, halving=self.brief.halving)
+            if isinstance(turn, Elsewhere):
+                self.over = True
+                return turn
+            self.turn, self.job = turn, turn.job
+        self.steps = self.brief.loop.run(self.job, self.gang, self.need.threads, self._asked)
         self.notice.busy = True
         foreseen, stall = self.brief.foreseen(self.trial), self.brief.stall
         if self.members:
             answers = [each.train.remote(self.job, foreseen, stall) for each in self.members]
             self.watchdog = Watchdog(self.members, answers, self._lost)
         self.pulse = Pulse(foreseen, self._stalled, floor=stall)
+        return None
+
+    def _end(self) -> None:
+        """The trial has ended, or is left as it is: it is another's turn."""
+        self.over = True
+        self.steps = iter(())
+        if self.turn:
+            self.turn.end()
 
     def _advance(self) -> bool:
         """Whether the trial is over."""
-        if not self.begun:
-            self._begin()
         assert self.pulse is not None
         if self.watchdog and self.watchdog.barked.is_set():
             raise WorkerDiedError("a worker is gone")
@@ -228,6 +250,7 @@ class Lead(tune.Trainable):
         self._rest()
         if not self.stopping and (self.at is None or self.at.outcome is None):
             raise TakenAwayError("the machine of a worker is about to go, and the trial has its checkpoint")
+        self._end()
         return True
 
     def _rest(self) -> None:
@@ -238,25 +261,31 @@ class Lead(tune.Trainable):
             self.spoilt = not self.watchdog.dismiss()
         self.notice.busy = False
 
-    def _wind_up(self) -> None:
-        """Let the trial save a checkpoint and end, if it has not ended."""
-        if self.begun and not self.spoilt:
+    def _wind_up(self, *, given_up: bool) -> None:
+        """Let the trial save a checkpoint and end, if it has not ended. `given_up`: by successive halving."""
+        if self.begun and not self.over and not self.spoilt:
             self.stopping = True
             for at in self.steps:
                 self.at = at
             self._rest()
-        self.steps = iter(())
+            if given_up and self.turn and not (self.at and self.at.outcome):
+                # Before its lease is free: another driver must see that it is not to be trained.
+                self.turn.store.stop_early(self.job.trial.id)
+            self._end()
 
     def _failed(self, error: Exception) -> dict[str, Any]:
-        """Report what happened; the driver says what follows. This process is replaced, unless an error of the code
-        ended a trial that it trained alone."""
+        """Report what happened; the driver says what follows, and has the lease until then. This process is replaced,
+        unless an error of the code ended a trial that it trained alone."""
+        self.over = True
         self.steps = iter(())
         self.notice.busy = False
         if self.pulse:
             self.pulse.end()
         if isinstance(error, TakenOver):
             self.spoilt = self.watchdog is not None  # the others of the gang are in the middle of a step
-            return self._report(not self.spoilt) | {"spoilt": self.spoilt}
+            self._end()
+            elsewhere = {"elsewhere": Elsewhere("another driver", over=False)} if self.turn else {}
+            return self._report(not self.spoilt) | {"spoilt": self.spoilt} | elsewhere
         if isinstance(error, TakenAwayError):
             failure = Failure(Kind.PREEMPTED, str(error))
         else:
@@ -266,9 +295,8 @@ class Lead(tune.Trainable):
         if failure.kind is Kind.OOM:
             failure = self._whose(failure)
         # An error on a GPU may poison its process for good.
-        lasting = POLICY[failure.kind].then is Then.FAILED and not POLICY[failure.kind].patience
         alone = self.watchdog is None and self.gang.device.type == "cpu"
-        self.spoilt = not (alone and lasting and failure.kind is Kind.CODE)
+        self.spoilt = not (alone and failure.kind is Kind.CODE)
         return self._report(not self.spoilt) | {"failure": failure, "spoilt": self.spoilt}
 
     def _whose(self, failure: Failure) -> Failure:
