@@ -4,6 +4,7 @@ import contextlib
 import copy
 import io
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def check_yaml(file: Path) -> list[str]:
         for name in provider:
             if name not in known and not near(name, known).endswith("."):
                 raise Refusal(_unknown(file, ["provider", name], known))
+    logging.getLogger("ray.autoscaler").setLevel(logging.ERROR)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # its advice
             validate_config(prepare_config(copy.deepcopy(asked)))
