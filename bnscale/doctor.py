@@ -59,6 +59,7 @@ class Finding:
     check: str
     state: State
     said: str  # and, where it is not well, the command that mends it
+    free: int | None = None  # bytes of what was measured
 
 
 def doctor(store: str, data_sets: Path | None, console: Console) -> int:
@@ -262,7 +263,7 @@ def _room(check: str, free: int, wanted: int, what: str) -> Finding:
     state = State.OK if free >= wanted else State.WARNING if free > FAR_LESS * wanted else State.FAILS
     little = "" if state is State.OK else f"; less than {wanted / GIB:.2g} GiB, free some"
     join = "" if what.startswith(";") else " "
-    return Finding(check, state, f"{free / GIB:.1f} GiB free{join}{what}{little}")
+    return Finding(check, state, f"{free / GIB:.1f} GiB free{join}{what}{little}", free)
 
 
 def _there(path: Path) -> Path:
@@ -419,16 +420,17 @@ def _strangers(address: str) -> Finding:
 
 
 def _together(replies: "list[Reply[list[Finding]]]") -> list[tuple[Finding, str]]:
-    """What the nodes found, nodes with the same finding on one line."""
-    by: dict[Finding, list[str]] = {}
+    """What the nodes found, those with the same finding on one line; of room that is enough the least."""
+    by: dict[tuple[str, ...], dict[str, Finding]] = {}
     for reply in replies:
         lost = [Finding("node", State.FAILS, f"{reply.error}; `ray status` shows what is there")]
         for each in reply.found if reply.found is not None else lost:
-            by.setdefault(each, []).append(reply.name)
-    order = list(dict.fromkeys(each.check for each in by))
+            enough = each.state is State.OK and each.free is not None  # no two nodes have the same, and none matters
+            by.setdefault((each.check, each.state, "" if enough else each.said), {})[reply.name] = each
+    order = list(dict.fromkeys(check for check, *_ in by))
     return [
-        (each, _named(names, len(replies)))
-        for each, names in sorted(by.items(), key=lambda it: order.index(it[0].check))
+        (min(nodes.values(), key=lambda each: each.free or 0), _named(list(nodes), len(replies)))
+        for _, nodes in sorted(by.items(), key=lambda line: order.index(line[0][0]))
     ]
 
 
