@@ -18,6 +18,7 @@ export PYTHONDONTWRITEBYTECODE =
 help:
 	@echo 'make study   train the BN-only depth study, laptop preset, and report   (ARGS="--set depth=8,14")'
 	@echo 'make test    run the tests, two files at a time                         (ARGS="-k store")'
+	@echo 'make test-cluster  bring up a real cluster over hosts of this one machine; needs root on Linux'
 	@echo 'make check   lint, format, types, and which module may import which'
 	@echo 'make bench   speed against a plain PyTorch loop, of each norm and probe, and overhead a trial'
 	@echo 'make lock    resolve requirements.lock anew from pyproject.toml         (ARGS="--upgrade")'
@@ -29,6 +30,10 @@ study: setup
 
 test: setup
 	$(bin)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+# Hosts are namespaces of this machine, joined by a network that nobody else is on; see tests/cluster/hosts.py.
+test-cluster: setup
+	$(bin)/python -m pytest tests/cluster --durations=0 $(ARGS)
 
 check: setup
 	$(bin)/ruff check
@@ -82,4 +87,4 @@ define new_venv
 }
 endef
 
-.PHONY: help study test check bench lock clean setup
+.PHONY: help study test test-cluster check bench lock clean setup

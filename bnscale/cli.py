@@ -24,14 +24,16 @@ app = typer.Typer(
     help="Ask the results of studies, look up what a trial may choose, or run a study file.",
 )
 
-StorePath = Annotated[Path, typer.Option("--store", help="Folder of results.")]
+StorePlace = Annotated[
+    str, typer.Option("--store", help="Results: a folder, s3://bucket/prefix or gs://bucket/prefix.")
+]
 Skip = Annotated[bool, typer.Option("--skip-damaged", help="Leave out files that cannot be read, and say which.")]
 
 
 @app.command("sql")
 def _sql(
     statement: Annotated[str, typer.Argument(help="One statement that reads.")],
-    store: StorePath = Path("results"),
+    store: StorePlace = "results",
     skip: Skip = False,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Longest time the answer may take.")] = 60.0,
     rows: Annotated[int, typer.Option("--rows", min=1, help="Most rows of the answer.")] = 100_000,
@@ -46,7 +48,7 @@ def _sql(
 @app.command("export")
 def _export(
     file: Annotated[Path, typer.Argument(help="A DuckDB file to write; an earlier export is replaced.")],
-    store: StorePath = Path("results"),
+    store: StorePlace = "results",
     skip: Skip = False,
 ) -> None:
     """Every table of the results in one DuckDB file."""
@@ -61,7 +63,7 @@ def _export(
 def _export_network(
     trial: Annotated[str, typer.Argument(help="The id of a finished trial, or a unique beginning of one.")],
     out: Annotated[Path, typer.Option("--out", help="A safetensors file to write; an earlier one is replaced.")],
-    store: StorePath = Path("results"),
+    store: StorePlace = "results",
 ) -> None:
     """A trained network as one small file; bnscale.load_network(file) rebuilds it from its seed."""
     from bnscale import network_file
@@ -94,7 +96,7 @@ def _networks(
 def _doctor(
     cluster: Annotated[bool, typer.Option("--cluster", help="Every node of a Ray cluster.")] = False,
     address: Annotated[str | None, typer.Option("--address", help="Of the cluster, if not on this machine.")] = None,
-    store: StorePath = Path("results"),
+    store: StorePlace = "results",
     folder: Annotated[Path | None, typer.Option("--data", help="A folder of data sets to look at, too.")] = None,
     file: Annotated[Path | None, typer.Option("--yaml", help="Check this cluster file, and nothing else.")] = None,
 ) -> None:
@@ -107,8 +109,8 @@ def _doctor(
     if file is not None:
         raise typer.Exit(doctor.doctor_yaml(file, console))
     if cluster or address:
-        raise typer.Exit(doctor.doctor_cluster(str(store), folder, address, console))
-    raise typer.Exit(doctor.doctor(str(store), folder, console))
+        raise typer.Exit(doctor.doctor_cluster(store, folder, address, console))
+    raise typer.Exit(doctor.doctor(store, folder, console))
 
 
 @app.command(

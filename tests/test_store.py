@@ -4,8 +4,11 @@ Run as a program it is the victim: it lives a trial's life again and again, and 
 """
 
 import errno
+import hashlib
+import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,13 +26,14 @@ from examples import digits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bnscale import store as files
-from bnscale.store import Store, StoreFailure, Writer
+from bnscale import storage as files
+from bnscale.storage import StoreFailure
+from bnscale.store import Store, TakenOver, Writer, footer, standing
 from bnscale.trial import Outcome, Refusal, Trial
 
 LAST = 6
 TRIAL = digits(steps=LAST)
-SEAM = ("_write", "_rename", "_make", "_sync", "_delete")
+SEAM = ("_write", "_rename", "_link", "_make", "_sync", "_delete")
 
 
 @dataclass(frozen=True)
@@ -176,12 +180,12 @@ def test_a_disk_that_fails_once_costs_a_message_and_nothing_else(tmp_path: Path,
             call()
         except StoreFailure as failure:
             failures.append(failure)
-            assert not list(tmp_path.glob(f"{failing[0]}/**/*.tmp"))
+            assert not list(tmp_path.glob(f"{failing[0]}/**/.*.tmp"))
             call()
 
     live(tmp_path / "0", 2, 3)
     operations = calls[0]
-    for failing[0] in range(5, operations + 1, each):  # the first four make the folder of the store
+    for failing[0] in range(7, operations + 1, each):  # the first six make the folders of the store
         calls[0] = 0
         live(tmp_path / str(failing[0]), 2, 3, again)
         assert rows(tmp_path / str(failing[0]), "curve") == CURVE, failing
@@ -234,10 +238,12 @@ def test_rows_count_from_the_flush_on_and_are_one_file_a_table_in_the_end(tmp_pa
     writer.write("curve", [Curve(0, "test", 2.5)])
     assert rows(tmp_path, "curve") == Counter()
     writer.flush(4)
-    assert store.files("curve") == [tmp_path / "curve" / f"trial={TRIAL.id}" / "part-0.parquet"]
+    (path,) = store.files("curve")
+    assert path.parent == tmp_path / "curve" / f"trial={TRIAL.id}"
+    assert re.fullmatch(r"part-0-a1-[0-9a-f]{8}\.parquet", path.name)
     writer.write("curve", [Curve(4, "test", 1.5)])
     writer.flush(8)
-    assert [path.name for path in store.files("curve")] == ["part-0.parquet", "part-4.parquet"]
+    assert [path.name.partition("-a1-")[0] for path in store.files("curve")] == ["part-0", "part-4"]
     writer.write("curve", [Curve(8, "test", 0.5)])
     writer.finish(Outcome.FINISHED, 10, {})
     (path,) = store.files("curve")
@@ -383,8 +389,9 @@ def test_a_damaged_part_is_not_merged_into_the_result_and_stays_named(tmp_path: 
     manifest = store.manifest(TRIAL.id)
     assert manifest is not None
     parts = manifest.parts["curve"]
-    assert [part.file for part in parts] == ["part-0.parquet", "part-1.parquet", "part-2.parquet"]
-    assert files.damage(broken, parts[0]) == f"has {parts[0].bytes - 1} bytes and its manifest says {parts[0].bytes}"
+    assert [part.file.partition("-a1-")[0] for part in parts] == ["part-0", "part-1", "part-2"]
+    key = store.key("curve", TRIAL.id, parts[0])
+    assert store.damage(key, parts[0]) == f"has {parts[0].bytes - 1} bytes and its manifest says {parts[0].bytes}"
 
 
 def test_a_trial_of_one_step_takes_few_file_operations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -457,6 +464,102 @@ def test_an_attempt_that_another_has_overtaken_writes_no_more(tmp_path: Path) ->
     assert rows(tmp_path, "curve") == Counter()
 
 
+def test_an_attempt_that_slept_commits_nothing_and_deletes_nothing_of_its_successors(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.writer(TRIAL, {}, {}).flush(0)
+    asleep = store.writer(TRIAL, {}, {})
+    asleep.write("curve", [Curve(0, "test", 1.0)])
+    asleep.flush(1)
+    awake = store.writer(TRIAL, {}, {})
+    awake.write("curve", [Curve(1, "test", 2.0)])
+    awake.flush(2)
+    asleep._sweep()  # as if it had slept between its commit and this
+    asleep.write("curve", [Curve(1, "test", 3.0)])
+    with pytest.raises(TakenOver, match="attempt 3 has taken over; attempt 2 writes no more"):
+        asleep.flush(2)
+    awake.finish(Outcome.FINISHED, 2, {})
+    (path,) = store.files("curve")
+    assert pq.ParquetFile(path).read()["loss"].to_pylist() == [1.0, 2.0]
+
+
+def test_two_that_open_a_trial_at_once_are_one_that_trains_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    for attempt in (1, 2):
+        stale = store._seen(TRIAL.id)
+        store.writer(TRIAL, {}, {})
+        with monkeypatch.context() as both_have_looked:
+            both_have_looked.setattr(store, "_seen", lambda trial_id, stale=stale: stale)
+            with pytest.raises(TakenOver):
+                store.writer(TRIAL, {}, {})
+        manifest = store.manifest(TRIAL.id)
+        assert manifest is not None
+        assert manifest.attempts == attempt
+
+
+def test_an_attempt_under_an_earlier_lease_is_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.writer(TRIAL, {}, {}, fence=2).finish(Outcome.FAILED, 0, {"error": "x"})
+    with pytest.raises(TakenOver, match=r"a later lease \(2\) has taken over from this one \(1\)"):
+        store.writer(TRIAL, {}, {}, fence=1)
+    store.writer(TRIAL, {}, {}, fence=2)
+    store.writer(TRIAL, {}, {}, fence=5)
+    manifest = store.manifest(TRIAL.id)
+    assert manifest is not None
+    assert (manifest.attempts, manifest.fence) == (3, 5)
+
+
+class _Lossy(files.Folder):
+    """A storage whose replies to manifests are lost: the change stands, and whoever asked for it hears of a failure."""
+
+    lost: ClassVar[list[bool]] = []
+
+    def swap(self, key: str, content: bytes, version: files.Version) -> files.Version | None:
+        found = super().swap(key, content, version)
+        if self.lost and self.lost.pop():
+            raise StoreFailure("the reply was lost")
+        return found
+
+
+def test_a_commit_whose_reply_was_lost_is_found_when_it_is_tried_again(tmp_path: Path) -> None:
+    store = Store(_Lossy(tmp_path))
+    writer = store.writer(TRIAL, {}, {})
+    for step in range(3):
+        writer.write("curve", [Curve(step, "test", 1.0)])
+        _Lossy.lost = [True]
+        with pytest.raises(StoreFailure, match="reply was lost"):
+            writer.flush(step + 1)
+        if step == 1:  # what was read meanwhile is no part of the lost commit
+            writer.write("curve", [Curve(step, "validation", 1.0)])
+        writer.flush(step + 1)
+    _Lossy.lost = [True]
+    with pytest.raises(StoreFailure):
+        writer.finish(Outcome.FINISHED, 3, {})
+    writer.finish(Outcome.FINISHED, 3, {})
+    expected = {(0, "test"): 1, (1, "test"): 1, (1, "validation"): 1, (2, "test"): 1}
+    assert rows(tmp_path, "curve") == Counter(expected)
+
+
+def test_a_commit_that_arrives_after_its_retry_was_sent_is_found_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(_Lossy(tmp_path))
+    writer = store.writer(TRIAL, {}, {})
+    writer.write("curve", [Curve(0, "test", 1.0)])
+    _Lossy.lost = [True]
+    with pytest.raises(StoreFailure):
+        writer.flush(1)
+    monkeypatch.setattr(writer, "_settle", _once(lambda: False, writer._settle))  # it has not arrived when we look
+    writer.write("curve", [Curve(1, "test", 1.0)])
+    writer.flush(2)
+    writer.finish(Outcome.FINISHED, 2, {})
+    assert rows(tmp_path, "curve") == Counter({(0, "test"): 1, (1, "test"): 1})
+
+
+def _once(first: Callable[[], bool], then: Callable[[], bool]) -> Callable[[], bool]:
+    turns = iter([first])
+    return lambda: next(turns, then)()
+
+
 @pytest.mark.parametrize(
     ("facts", "said"),
     [
@@ -502,18 +605,18 @@ def test_a_manifest_that_cannot_be_trusted_is_named_and_hides_no_other(tmp_path:
         store.writer(digits(seed=seed), {}, {}).finish(Outcome.FINISHED, 10, {})
     newer, cut, empty, foreign, good = sorted((tmp_path / "manifests").iterdir())
     newer.write_text(
-        newer.read_text().replace('"format": 1', '"format": 2').replace('"probes"', '"later": 1, "probes"')
+        newer.read_text().replace('"format": 2', '"format": 3').replace('"probes"', '"later": 1, "probes"')
     )
     cut.write_text(cut.read_text()[:100])
     empty.write_text("")
     foreign.write_text(foreign.read_text().replace('"depth": 8', '"depth": 14'))
     assert [manifest.trial for manifest in store.manifests()] == [good.stem]
     reasons = dict(store.damaged)
-    assert "was made by bnscale " in reasons[newer]
-    assert "(format 2); update bnscale" in reasons[newer]
-    assert "is damaged" in reasons[cut]
-    assert "is damaged" in reasons[empty]
-    assert "its fields are another trial's" in reasons[foreign]
+    assert "was made by bnscale " in reasons[newer.stem]
+    assert "(format 3); update bnscale" in reasons[newer.stem]
+    assert "is damaged" in reasons[cut.stem]
+    assert "is damaged" in reasons[empty.stem]
+    assert "its fields are another trial's" in reasons[foreign.stem]
     for path in (newer, cut, empty, foreign):
         with pytest.raises(Refusal, match=path.stem):
             store.manifest(path.stem)
@@ -526,6 +629,75 @@ def test_two_trials_of_one_id_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(Trial, "id", TRIAL.id)
     with pytest.raises(Refusal, match="another trial with this id"):
         store.writer(digits(depth=14), {}, {})
+
+
+def test_a_store_of_the_format_before_is_read_and_gone_on_with(tmp_path: Path) -> None:
+    """As bnscale 0.1 wrote it: no fence, and data files without attempt and footer."""
+    store = Store(tmp_path)
+    writer = store.writer(TRIAL, {}, {})
+    for step in range(2):
+        writer.write("curve", [Curve(step, "test", 1.0)])
+        writer.flush(step + 1)
+    path = tmp_path / "manifests" / f"{TRIAL.id}.json"
+    old = json.loads(path.read_text()) | {"format": 1}
+    del old["fence"]
+    for part in old["parts"]["curve"]:
+        new = tmp_path / "curve" / f"trial={TRIAL.id}" / part["file"]
+        part["file"] = f"part-{part['first_step']}.parquet"
+        pq.write_table(pq.ParquetFile(new).read().replace_schema_metadata(None), new.with_name(part["file"]))
+        new.unlink()
+        content = new.with_name(part["file"]).read_bytes()
+        part |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        assert footer(new.with_name(part["file"])) is None
+    path.write_text(json.dumps(old))
+    assert rows(tmp_path, "curve") == Counter({(0, "test"): 1, (1, "test"): 1})
+    writer = store.writer(TRIAL, {}, {})
+    writer.rewind(1)
+    writer.write("curve", [Curve(1, "test", 2.0)])
+    writer.finish(Outcome.FINISHED, 2, {})
+    (left,) = path.parent.parent.glob("curve/*/*")
+    assert pq.ParquetFile(left).read()["loss"].to_pylist() == [1.0, 2.0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(["read", "read", "read", "flush", "flush", "kill", "rewind"]), max_size=30))
+def test_the_footers_of_data_files_say_which_of_them_count(
+    tmp_path_factory: pytest.TempPathFactory, history: list[str]
+) -> None:
+    """As the manifest does, up to the rows that only a rewind of the next attempt would forget."""
+    root = tmp_path_factory.mktemp("footers")
+    store = Store(root)
+    writer = store.writer(TRIAL, {"curve": "1 step"}, {})
+    step = 0
+    for event in history:
+        match event:
+            case "read":
+                writer.write("curve", [Curve(step, "test", 0.0)])
+                step += 1
+            case "flush":
+                writer.flush(step)
+            case _:
+                if event == "kill":
+                    writer = store.writer(TRIAL, {"curve": "1 step"}, {})
+                step = writer.reached // 2
+                writer.rewind(step)
+    writer.write("curve", [Curve(step, "test", 0.0)])
+    writer.flush(step + 1)
+    manifest = store.manifest(TRIAL.id)
+    assert manifest is not None
+    said = {path.name: footer(path) for path in root.glob("curve/*/*.parquet")}
+    assert all(said.values())
+    assert standing({name: about for name, about in said.items() if about}) == [
+        part.file for part in manifest.parts["curve"]
+    ]
+    about = next(each for each in said.values() if each)
+    assert (about.trial, about.fingerprint, about.fields) == (TRIAL.id, TRIAL.fingerprint, manifest.fields)
+    assert (about.table, about.columns, about.probes) == ("curve", manifest.columns["curve"], manifest.probes)
+    writer.finish(Outcome.FINISHED, LAST, {})
+    said = {path.name: footer(path) for path in root.glob("curve/*/*.parquet")}
+    assert standing({name: about for name, about in said.items() if about}) == [
+        path.name for path in store.files("curve")
+    ]
 
 
 def test_a_store_may_be_moved(tmp_path: Path) -> None:

@@ -472,10 +472,20 @@ def test_what_trains_nothing_takes_one_worker_and_memory_makes_few_classes(tmp_p
 def test_a_cluster_that_grows_is_asked_for_the_gpus_that_it_may_bring(tmp_path: Path) -> None:
     each = job(tmp_path, 1)
     forecasts = {each.trial.id: Forecast(seconds=1.0, memory=3 * GIB, on_gpu=GIB, disk=0)}
-    head_alone = Cluster("", False, Node(16, 4, 0), [Node(0, 0, 4 * GIB)])
+    head, small, large = Node(0, 0, 4 * GIB), Node(4, 1, 12 * GIB), Node(8, 2, 30 * GIB)
+    head_alone = Cluster("", False, [head, small, small, large], [head])
     assert needs_of([each], forecasts, head_alone, 1, 2)[each.trial.id].gpus == 1
     assert head_alone.slots(2, 3 * GIB) == 4
-    assert Cluster("", False, Node(16, 0, 0), [Node(0, 0, 4 * GIB)]).slots(2, 3 * GIB) == 8
+    assert head_alone.slots(8, 0) == 1  # no node lends another its cores
+    assert Cluster("", False, [head, *[Node(8, 0, 12 * GIB)] * 2], [head]).slots(2, 3 * GIB) == 8
+
+
+def test_a_gang_that_no_machine_of_an_autoscaler_has_room_for_is_refused_before_it_waits(tmp_path: Path) -> None:
+    each = job(tmp_path, 1)
+    forecasts = {each.trial.id: Forecast(seconds=1.0, memory=3 * GIB, on_gpu=GIB, disk=0)}
+    growing = Cluster("", False, [Node(0, 0, 4 * GIB), Node(4, 1, 12 * GIB)], [Node(0, 0, 4 * GIB)])
+    with pytest.raises(Refusal, match=r"the cluster may have .*1 x \(4 CPUs, 1 GPUs, 12.0 GiB\)"):
+        needs_of([each], forecasts, growing, 2, 2)
 
 
 def test_only_folders_that_say_they_are_ours_and_whose_process_is_gone_are_swept(

@@ -28,7 +28,7 @@ class Cluster:
 
     address: str  # host:port
     ours: bool  # started by `connect`, and ended by it
-    most: Node | None  # all that an autoscaler may bring it to; None where there is none
+    most: list[Node] | None  # every node that an autoscaler may bring it to; None where there is none
     nodes: list[Node]  # those that are there
 
     @property
@@ -38,7 +38,7 @@ class Cluster:
     @property
     def gpus(self) -> int:
         """Those that may come count: nothing may ask for a GPU before there is one, and none comes unasked."""
-        return max(sum(node.gpus for node in self.nodes), self.most.gpus if self.most else 0)
+        return max(sum(node.gpus for node in nodes) for nodes in (self.nodes, self.most or []))
 
     @property
     def memory(self) -> int:
@@ -47,11 +47,9 @@ class Cluster:
 
     def slots(self, threads: int, memory: int) -> int:
         """Workers at work at once, each with `threads` CPUs, `memory` bytes, and a GPU where there are any."""
-        if self.most:  # how much memory its nodes will have, no autoscaler says
-            return min([self.most.cpus // threads, *([self.most.gpus] if self.gpus else [])])
         each = [
             min([node.cpus // threads, node.memory // max(1, memory), *([node.gpus] if self.gpus else [])])
-            for node in self.nodes
+            for node in self.most or self.nodes
         ]
         return sum(each)
 
@@ -87,7 +85,7 @@ def needs_of(
         memory = dict.fromkeys(memory, top)
     needs = {trial: Need(size, threads, gpus, memory[trial]) for trial, size in gang.items()}
     for trial, need in needs.items():
-        if not cluster.most and cluster.slots(threads, need.memory) < need.workers:
+        if cluster.slots(threads, need.memory) < need.workers:
             raise Refusal(_too_large(trial, need, cluster))
     return needs
 
@@ -96,10 +94,10 @@ def _too_large(trial: str, need: Need, cluster: Cluster) -> str:
     gpu = ", 1 GPU" if need.gpus else ""
     nodes = ", ".join(
         f"{n} x ({node.cpus} CPUs, {node.gpus} GPUs, {node.memory / GIB:.1f} GiB)"
-        for node, n in Counter(cluster.nodes).items()
+        for node, n in Counter(cluster.most or cluster.nodes).items()
     )
     return (
         f"{trial}: needs {need.workers} worker{'s' if need.workers > 1 else ''} of {need.threads} CPUs{gpu} and "
-        f"{need.memory / GIB:.1f} GiB each; the cluster has {nodes}. "
+        f"{need.memory / GIB:.1f} GiB each; the cluster {'may have' if cluster.most else 'has'} {nodes}. "
         "Ask for fewer workers a trial, fewer threads a worker or a smaller batch, or a larger cluster by its address"
     )

@@ -14,6 +14,7 @@ from rich.console import Console
 from bnscale.probes import looking
 from bnscale.schedule import budget
 from bnscale.schedule.progress import Watch
+from bnscale.storage import check, storage
 from bnscale.store import Store
 from bnscale.study.asked import Asked
 from bnscale.study.plan import commit
@@ -70,7 +71,9 @@ def _run(asked: Asked, way: Way, console: Console, *, by_cluster: bool) -> None:
     store = Store(asked.store)
     failed: list[str] = []
     if by_cluster or asked.left(store, asha=way.asha):
+        check(storage(asked.store))
         with tune.connect(way.address) as cluster:
+            tune.check_sight(storage(asked.store))
             _check_size(way, cluster)
             if by_cluster and cluster.gpus:
                 asked = asked.at("paper")
@@ -118,9 +121,7 @@ def _train(
     _say_size(asked, left, console, f", about {wait} for {slots} at a time")
     code = commit(asked.file.resolve().parent)
     jobs = [
-        Job(
-            trial, looking(asked.study.probes, trial), str(asked.store), str(asked.data), code, way.zero, way.save_every
-        )
+        Job(trial, looking(asked.study.probes, trial), asked.store, str(asked.data), code, way.zero, way.save_every)
         for trial in left
     ]
     later = sum(forecasts[each.trial.id].seconds * n for each, n in asked.later) / slots
@@ -214,4 +215,4 @@ def _say_failed(failed: list[str], store: Store, console: Console) -> None:
         error = (manifest.facts.get("error") if manifest else None) or "no error was recorded"
         console.print(f"  {trial}: {error.strip().splitlines()[-1]}", soft_wrap=True, markup=False)
     whole = shlex.join(["bnscale", "sql", "select trial, error from trials where outcome = 'failed'"])
-    console.print(f"all of each: {whole} --store {shlex.quote(str(store.root))}", soft_wrap=True, markup=False)
+    console.print(f"all of each: {whole} --store {shlex.quote(store.url)}", soft_wrap=True, markup=False)

@@ -9,9 +9,11 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import ray
+import yaml
 from ray._common.utils import get_ray_address_file
 
 from bnscale.schedule.needs import Cluster, Node
@@ -20,6 +22,7 @@ from bnscale.trial import Refusal
 
 OBJECT_STORE = 150 * 2**20  # bytes; a few thousand jobs and nothing else travel through it
 OWNER = "bnscale-owner"  # the file in each of our temporary folders that names its process
+SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # of a pod
 _TOKEN = secrets.token_hex(32)  # of the clusters that this process starts
 
 
@@ -42,7 +45,8 @@ def connect(address: str | None) -> Iterator[Cluster]:
     else:
         home = _start()
     try:
-        yield Cluster(ray.get_runtime_context().gcs_address, home is not None, _most() if found else None, _nodes())
+        gcs = ray.get_runtime_context().gcs_address
+        yield Cluster(gcs, home is not None, _most(gcs) if found else None, _nodes())
     finally:
         ray.shutdown()
         if home:
@@ -160,14 +164,47 @@ def sweep() -> None:
                 shutil.rmtree(note.parent, ignore_errors=True)
 
 
-def _most() -> Node | None:
-    """What an autoscaler may bring the cluster to."""
-    from ray._private.state import state
+def _most(address: str) -> list[Node] | None:
+    """Every node that an autoscaler may bring the cluster to; None where there is none.
 
-    most = state.get_max_resources_from_cluster_config()
-    return Node(int(most.get("CPU", 0)), int(most.get("GPU", 0)), int(most.get("memory", 0))) if most else None
+    Ray keeps that to its autoscaler alone: `ray up` leaves a file on the head, KubeRay an object with Kubernetes.
+    """
+    config = _autoscaling(address)
+    if config is None or config["provider"]["type"] == "local":  # machines that are there, of what size no file says
+        return None
+    kinds = dict(config["available_node_types"])
+    head = kinds.pop(config["head_node_type"])
+    workers = [_node(kind["resources"]) for kind in kinds.values() for _ in range(kind.get("max_workers", 0))]
+    best = sorted(workers, key=lambda node: (node.gpus, node.cpus, node.memory), reverse=True)
+    return [_node(head["resources"]), *best[: config["max_workers"]]]
+
+
+def _autoscaling(address: str) -> dict[str, Any] | None:
+    """What the autoscaler of the cluster at `address` was told."""
+    name = os.environ.get("RAY_CLUSTER_NAME")  # of Kubernetes; set by KubeRay in every container
+    if name and os.environ.get("KUBERNETES_SERVICE_HOST"):
+        from ray.autoscaler._private.kuberay.autoscaling_config import AutoscalingConfigProducer
+
+        try:
+            namespace = (SERVICE_ACCOUNT / "namespace").read_text().strip()
+            kept: dict[str, Any] = AutoscalingConfigProducer(name, namespace)()
+        except Exception:  # nobody gave this pod the right to ask, and then it has no autoscaler either
+            return None
+        return kept
+    # The one process that was given the file runs on the head, where the driver of such a cluster runs, too.
+    for process in psutil.process_iter(["cmdline"]):
+        words = dict(word.partition("=")[::2] for word in process.info["cmdline"] or [])
+        file = words.get("--autoscaling-config")
+        if file and words.get("--gcs-address") == address:
+            with contextlib.suppress(OSError):
+                told: dict[str, Any] = yaml.safe_load(Path(file).read_text())
+                return told
+    return None
+
+
+def _node(resources: dict[str, float]) -> Node:
+    return Node(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), int(resources.get("memory", 0)))
 
 
 def _nodes() -> list[Node]:
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [Node(int(n.get("CPU", 0)), int(n.get("GPU", 0)), int(n.get("memory", 0))) for n in alive]
+    return [_node(node["Resources"]) for node in ray.nodes() if node["Alive"]]

@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# What makes a machine a node of the cluster, the same everywhere: the YAML files beside this say when to call it.
+#
+#     node.sh setup             install from the lock, hash by hash; login shells then find the environment
+#     node.sh ray start ...     start Ray, with the token and nothing shown to the world; options of `ray start`
+#
+# BNSCALE_VENV names an environment that is there already (an image, a machine of yours): nothing is installed then.
+# What fails says on which machine and with which last lines, and ends with its exit status.
+set -euo pipefail
+shopt -s inherit_errexit
+
+readonly repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+readonly venv=${BNSCALE_VENV:-$repository/.venv}
+readonly token=${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}
+
+# Run a command quietly. Where it fails, its last lines are what a reader needs, and all that Ray's log has room for.
+quietly() {
+    local log status=0
+    log=$(mktemp)
+    "$@" >"$log" 2>&1 </dev/null || status=$?
+    if ((status)); then
+        echo "node.sh: $(hostname): \`$*\` failed with exit status $status; its last lines:" >&2
+        tail -n 20 "$log" | sed 's/^/    /' >&2
+    fi
+    rm -f "$log"
+    return "$status"
+}
+
+refuse() {
+    echo "node.sh: $(hostname): $*" >&2
+    exit 2
+}
+
+setup() {
+    if [[ ! -v BNSCALE_VENV ]]; then
+        if ! command -v make >/dev/null || ! python3 -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            quietly sudo -n apt-get update -qq
+            quietly sudo -n env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y make python3-venv
+        fi
+        quietly make -C "$repository" setup LOCK=cluster/requirements.lock
+    fi
+    [[ -x $venv/bin/ray ]] || refuse "no ray in $venv; install cluster/requirements.lock there, or unset BNSCALE_VENV"
+    # Sourced by every shell that Ray opens, before anything in ~/.bashrc can return from it.
+    cat >~/.bnscale.sh <<-END
+	export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
+	export PATH="$venv/bin:\$PATH" PYTHONPATH="$repository"
+	END
+    touch ~/.bashrc
+    grep -qxF '. ~/.bnscale.sh' ~/.bashrc || sed -i '1i . ~/.bnscale.sh' ~/.bashrc
+    grep -qxF '. ~/.bnscale.sh' ~/.bashrc || echo '. ~/.bnscale.sh' >~/.bashrc # sed has no line 1 in an empty file
+}
+
+start() {
+    . ~/.bnscale.sh
+    [[ -v RAY_AUTH_TOKEN || -s $token ]] ||
+        refuse "no token in $token; on the machine that starts the cluster: ray get-auth-token --generate"
+    [[ -v RAY_AUTH_TOKEN ]] || { chmod 700 "$(dirname "$token")" && chmod 600 "$token"; }
+    ulimit -n "$(ulimit -H -n)"
+    local options=(--object-manager-port=8076 --disable-usage-stats)
+    # A machine may have several addresses; the one by which it was reached is the one that the others know.
+    if [[ ${SSH_CONNECTION:-} =~ ^[^\ ]+\ [0-9]+\ ([0-9.]+)\ [0-9]+$ ]]; then
+        options+=(--node-ip-address="${BASH_REMATCH[1]}")
+    fi
+    if [[ " $* " == *" --head "* ]]; then
+        options+=(--port=6379 --dashboard-host=127.0.0.1)
+        # Ray's second autoscaler, `ray up`'s default, starts no worker of provider `local`, and turns to no other
+        # kind of machine where a cloud refuses the first. The older one does, by a score of ours.
+        export RAY_enable_autoscaler_v2=0 RAY_AUTOSCALER_UTILIZATION_SCORER=bnscale.schedule.fallback.score
+    fi
+    ! { pgrep -u "$(id -u)" -x raylet || pgrep -u "$(id -u)" -x gcs_server; } >/dev/null || quietly ray stop
+    ray start "${options[@]}" "$@"
+}
+
+case "$*" in
+setup) setup ;;
+"ray start "*) start "${@:3}" ;;
+*) refuse "say \`setup\` or \`ray start ...\`, not \`$*\`" ;;
+esac

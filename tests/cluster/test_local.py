@@ -1,0 +1,222 @@
+"""cluster/local.yaml brought up by `ray up` over hosts of this machine, used as a user would, and taken down again.
+
+The client has no part in the cluster. The head has no CPU for trials, the two workers have one each, so that every
+study is one of two hosts. What hosts share is a folder, as over NFS.
+"""
+
+import contextlib
+import importlib.util
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from hosts import ROOT, SHARED, Host, hosts, lacking
+
+import bnscale
+from bnscale.store import Manifest, Store
+from bnscale.trial import Outcome
+
+pytestmark = [
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(bool(lacking()), reason=f"make test-cluster needs {', '.join(lacking())}"),
+]
+
+ENVIRONMENT = Path(sys.prefix)
+# Real trainings of the laptop preset, made few and each a little longer than it takes to see that it goes on.
+STUDY = "studies/frankle_depth.py --preset laptop --set depth=8 --set trainable=bn,output --set lr=0.1"
+TRIALS = "--set epochs=40 --set seed=0,1,2"
+SECONDS = "AUTOSCALER_UPDATE_INTERVAL_S=1"  # between two looks of the autoscaler; 5 by default
+# A host that answers nothing is dead after 5 s instead of 30; workers leave when their head is gone for 5 s, not 60.
+SOON = "RAY_health_check_period_ms=1000 RAY_health_check_timeout_ms=2000 RAY_gcs_rpc_server_reconnect_timeout_s=5"
+
+
+@dataclass(frozen=True)
+class Local:
+    """A cluster that is up."""
+
+    client: Host
+    head: Host
+    workers: list[Host]
+    shared: Path  # as this machine sees it
+    reference: "subprocess.Popen[bytes]"  # the same study on this machine alone
+
+    def store(self, name: str) -> Store:
+        return Store.existing(self.shared / name)
+
+    def manifests(self, name: str) -> list[Manifest]:
+        with contextlib.suppress(Exception):
+            return self.store(name).manifests()
+        return []
+
+    def submit(self, command: str) -> str:
+        """Give a job to the cluster, from the client, through the dashboard. Its id."""
+        submitted = self.client.run(f"ray job submit --no-wait --address http://localhost:8265 -- bash -c {command!r}")
+        return re.search(r"raysubmit_\w+", submitted)[0]
+
+    def follow(self, job: str) -> str:
+        """Wait for its end. What it printed."""
+        self.client.ask(f"ray job logs --follow --address http://localhost:8265 {job}", timeout=200)
+        eventually(lambda: "RUNNING" not in self.status(job), within=10)
+        log = self.client.run(f"ray job logs --address http://localhost:8265 {job}")
+        assert "SUCCEEDED" in self.status(job), log
+        return log
+
+    def status(self, job: str) -> str:
+        return self.client.run(f"ray job status --address http://localhost:8265 {job}")
+
+
+def eventually(happens: Callable[[], object], *, within: float, otherwise: Callable[[], object] = str) -> None:
+    """Wait for it; where it does not come, say what else there is."""
+    end = time.monotonic() + within
+    while not happens():
+        assert time.monotonic() < end, f"not within {within:g} s; {otherwise()}"
+        time.sleep(0.3)
+
+
+def left(host: Host) -> list[str]:
+    """What runs there and is neither its first process nor its sshd's."""
+    return [each for each in host.processes() if not each.startswith(("sshd", "bash -c"))]
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
+    folder = tmp_path_factory.mktemp("cluster")
+    with hosts(["client", "head", "one", "two"], folder) as made, contextlib.ExitStack() as stack:
+        client, head, *workers = made.values()
+        for host in made.values():
+            cpus = 1 if host in workers else 0
+            host.write(
+                "~/.bashrc",
+                f"export BNSCALE_VENV={ENVIRONMENT} {SECONDS} {SOON} RAY_OVERRIDE_RESOURCES='{{\"CPU\":{cpus}}}'\n",
+            )
+        client.write("~/.bashrc", f"export PATH={ENVIRONMENT}/bin:$PATH RAY_AUTH_MODE=token\n")
+        client.run("ray get-auth-token --generate && chmod 600 ~/.ray/auth_token")
+        file = yaml.safe_load((ROOT / "cluster" / "local.yaml").read_text())
+        file["provider"] |= {"head_ip": head.address, "worker_ips": [each.address for each in workers]}
+        file["auth"]["ssh_user"] = "root"
+        client.write("~/local.yaml", yaml.safe_dump(file))
+        reference = stack.enter_context(alone(folder / "shared" / "alone"))
+        up = client.run("ray up -y ~/local.yaml", timeout=200)
+        assert "will not" not in up  # launch workers, start the runtime
+        stack.enter_context(ending(client.command("ray dashboard ~/local.yaml")))
+        eventually(lambda: "2.0 CPU" in head.ask("ray status").stdout, within=120)
+        yield Local(client, head, workers, folder / "shared", reference)
+
+
+@contextlib.contextmanager
+def ending(command: list[str]) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that is ended with the block."""
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+def alone(store: Path) -> contextlib.AbstractContextManager["subprocess.Popen[bytes]"]:
+    """The study on this machine alone, with no cluster but its own."""
+    return ending([sys.executable, *f"{STUDY} {TRIALS} --address local --store {store}".split()])
+
+
+def rows(store: Path) -> dict[str, list[tuple[object, ...]]]:
+    """Every row of every reading, and what became of every trial, as bits: NaN is equal to itself."""
+    session = bnscale.open(store)
+    tables = ["curve", "gamma", "gamma_histogram", "clamp", "sparsity"]
+    read = {table: session.sql(f"from {table} order by all").rows for table in tables}
+    read["trials"] = session.sql("select trial, outcome, step from trials order by all").rows
+    return {table: [tuple(map(repr, row)) for row in found] for table, found in read.items()}
+
+
+# --- who may enter -------------------------------------------------------------------------------
+
+ASK = (
+    "import sys, urllib.request as r, urllib.error as e\n"
+    "q = r.Request(sys.argv[1], headers=dict([sys.argv[2].split(': ')] if sys.argv[2:] else []))\n"
+    "try: print(r.urlopen(q, timeout=20).status)\n"
+    "except e.HTTPError as error: print(error.code)\n"
+)
+
+
+@pytest.mark.parametrize(("header", "answer"), [("", "401"), ("Authorization: Bearer wrong", "403")])
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8265/api/jobs/", "http://192.0.2.3:52365/api/job_agent/jobs/"])
+def test_without_the_token_the_dashboard_and_its_agents_answer_nobody(
+    local: Local, url: str, header: str, answer: str
+) -> None:
+    assert local.head.run(f'python -c "{ASK}" {url} {header and repr(header)}').split()[-1] == answer
+
+
+@pytest.mark.parametrize("given", ["RAY_AUTH_MODE=token RAY_AUTH_TOKEN=wrong", "RAY_AUTH_MODE=disabled"])
+def test_without_the_token_a_client_is_refused(local: Local, given: str) -> None:
+    told = local.workers[0].ask(f"{given} ray status --address {local.head.address}:6379")
+    assert told.returncode != 0
+    assert re.search("(?i)auth|token", told.stdout), told.stdout
+    assert "CPU" not in told.stdout
+
+
+def test_the_dashboard_is_on_the_head_s_own_address_alone(local: Local) -> None:
+    told = local.client.ask(f'python -c "{ASK}" http://{local.head.address}:8265/')
+    assert "refused" in told.stdout
+
+
+def test_every_node_has_the_token_for_its_user_s_eyes(local: Local) -> None:
+    for host in (local.head, *local.workers):
+        assert host.run("stat -c %a ~/.ray/auth_token ~/.ray").split() == ["600", "700"]
+
+
+# --- studies -------------------------------------------------------------------------------------
+
+
+def test_a_gang_trains_over_two_hosts_what_one_worker_trains(local: Local) -> None:
+    """Each host has one CPU for trials: two workers of one are two hosts."""
+    job = local.submit(
+        f"cd ~/bnscale && python {STUDY} --set epochs=2 --set seed=0 --set trainable=bn --workers-per-trial 2"
+        f" --store {SHARED}/gang"
+    )
+    local.follow(job)
+    (gang,) = local.manifests("gang")
+    assert gang.outcome is Outcome.FINISHED
+    assert gang.facts["workers"] == 2
+
+
+def test_a_study_over_two_hosts_of_which_one_is_lost_half_way_ends_with_the_tables_of_one(local: Local) -> None:
+    job = local.submit(f"cd ~/bnscale && python {STUDY} {TRIALS} --store {SHARED}/study --save-every 1")
+    lost = local.workers[1]
+
+    def busy() -> bool:
+        """It has trained one trial to its end, and has begun another."""
+        of = [each for each in local.manifests("study") if each.facts.get("host") == lost.name]
+        ended = [each for each in of if each.outcome is not None]
+        return bool(ended) and any(each.outcome is None and each.step > 0 for each in of)
+
+    eventually(busy, within=120)
+    interrupted = [
+        each.trial for each in local.manifests("study") if each.outcome is None and each.facts.get("host") == lost.name
+    ]
+    lost.kill()
+    log = local.follow(job)
+    assert "6 done" in log, log
+    assert local.reference.wait(timeout=120) == 0
+    assert rows(local.shared / "study") == rows(local.shared / "alone")
+    manifests = {each.trial: each for each in local.manifests("study")}
+    assert {each.facts["host"] for each in manifests.values()} == {"one", "two"}
+    for trial in interrupted:
+        assert manifests[trial].attempts > 1
+        assert manifests[trial].facts["host"] == "one"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bnscale.doctor") is None, reason="there is no bnscale doctor yet")
+def test_the_doctor_sees_every_node_and_the_store_that_they_share(local: Local) -> None:
+    told = local.head.run(f"cd ~/bnscale && bnscale doctor --cluster --store {SHARED}/study", timeout=120)
+    assert "one" in told
+
+
+def test_down_leaves_nothing_running(local: Local) -> None:
+    local.client.run("ray down -y ~/local.yaml", timeout=120)
+    for host in (local.head, local.workers[0]):
+        eventually(lambda host=host: not left(host), within=60, otherwise=lambda host=host: left(host))
