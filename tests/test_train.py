@@ -422,18 +422,25 @@ OTHERS: dict[str, dict[str, Any]] = {
         "width": 10, "batch": 900, "norm_batch": 900, "lr": 1e-6, "trainable": Trainable.ALL, "momentum": 0.0,
     },
     "torchvision's": {
-        "network": Network.IMAGENET_RESNET, "depth": 18, "width": 4, "trainable": Trainable.OUTPUT, "steps": 6,
+        "network": Network.IMAGENET_RESNET, "depth": 18, "width": 4, "trainable": Trainable.OUTPUT, "steps": 2,
     },
 }  # fmt: skip
+
+
+# Seconds a reading in a network of eleven million weights, and of norms like those of the others.
+SPARED = {Network.IMAGENET_RESNET: (gradient_bound, norm_gradient, weight_scaling, gamma_scaling)}
 
 
 @pytest.mark.parametrize("fields", OTHERS.values(), ids=OTHERS)
 def test_it_resumes_to_the_last_bit_reads_every_row_once_and_is_not_changed_by_looking(fields, tmp_path):
     trial, whole, parts = digits(**fields), Notebook(), Notebook()
-    expected = run(trial, tmp_path / "whole", whole, everything(trial))
-    run(trial, tmp_path / "parts", parts, everything(trial), stop_after(5))
+    probes = {
+        probe: cadence for probe, cadence in everything(trial).items() if probe not in SPARED.get(trial.network, ())
+    }
+    expected = run(trial, tmp_path / "whole", whole, probes)
+    run(trial, tmp_path / "parts", parts, probes, stop_after(min(5, trial.total_steps // 2)))
     assert parts.ending is None
-    assert_equal(expected, run(trial, tmp_path / "parts", parts, everything(trial)))
+    assert_equal(expected, run(trial, tmp_path / "parts", parts, probes))
     assert written(parts) == written(whole)
     assert whole.ending[0] is Outcome.FINISHED
     assert_equal(expected, run(trial, tmp_path / "unseen"))
