@@ -73,7 +73,7 @@ def doctor_cluster(store: str, data_sets: Path | None, address: str | None, cons
 
     here = storage(store)
     with tune.connect(tune.running(address)) as cluster:
-        found = [(each, "") for each in [_strangers(cluster.address), *_abilities(here)]]
+        found = [(each, "") for each in [_strangers(cluster.address), *of_store(here)]]
         found += _together(tune.on_every_node(node, here.url, data_sets, code()))
         if not any(each.state is State.FAILS and each.check == "store" for each, _ in found):
             found += _seen(tune.sight(here))
@@ -123,7 +123,7 @@ def this_machine(store: Storage, data_sets: Path | None) -> list[Finding]:
         *versions(),
         *gpus(),
         _gang(*rehearse()),
-        *_abilities(store),
+        *of_store(store),
         *token(),
         *space(store),
         *_data(data_sets),
@@ -363,7 +363,7 @@ def _gang(who: str, error: str | None) -> Finding:
 # --- a store -------------------------------------------------------------------------------------
 
 
-def _abilities(store: Storage) -> list[Finding]:
+def of_store(store: Storage) -> list[Finding]:
     """What a study asks of its store, each proved by doing it. A folder that is not there is not made: what is above
     it is asked, in a folder of its own."""
     if not isinstance(store, Folder) or store.root.is_dir():

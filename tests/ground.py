@@ -52,20 +52,20 @@ def ground(folder: Path) -> Iterator[Ground]:
     }  # fmt: skip
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    alone = _alone(apart)
+    separate = alone(apart)
     with contextlib.ExitStack() as running:
         head = ["start", "--head", f"--port={port}", f"--temp-dir={folder / 'ray'}", "--include-dashboard=False"]
         running.enter_context(_node([str(RAY), *head, "--num-cpus=1", *OPTIONS], environment, folder / "head.log"))
         worker = [str(RAY), "start", f"--address=127.0.0.1:{port}", "--num-cpus=1", *OPTIONS]
         ahead = environment | {"PYTHONPATH": os.pathsep.join([str(late), environment["PYTHONPATH"]])}
-        running.enter_context(_node([*alone, *worker], ahead, folder / "node.log"))
-        yield Ground(f"127.0.0.1:{port}", environment, shared, apart if alone else None, folder)
+        running.enter_context(_node([*separate, *worker], ahead, folder / "node.log"))
+        yield Ground(f"127.0.0.1:{port}", environment, shared, apart if separate else None, folder)
 
 
-def _alone(place: Path) -> list[str]:
-    """The beginning of a command to which `place` is another folder than to us; nothing where that cannot be."""
+def alone(place: Path, size: str = "1g") -> list[str]:
+    """The beginning of a command to which `place` is a disk of its own, of this size; nothing where that cannot be."""
     for unshare in (["unshare", "--mount"], ["unshare", "--user", "--map-root-user", "--mount"]):
-        words = [*unshare, "sh", "-c", f'mount -t tmpfs none "{place}" && exec "$@"', "sh"]
+        words = [*unshare, "sh", "-c", f'mount -t tmpfs -o size={size} none "{place}" && exec "$@"', "sh"]
         with contextlib.suppress(OSError):
             if subprocess.run([*words, "true"], capture_output=True).returncode == 0:
                 return words

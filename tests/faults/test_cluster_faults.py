@@ -1,6 +1,7 @@
 """Clusters that are not what a study needs: other versions, no token, a store that one node sees, nodes that never
 come; and grids without end. With real Ray, started here."""
 
+import errno
 import json
 import os
 import shutil
@@ -13,9 +14,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from asking import bnscale, study_file
+from asking import bnscale, study_file, train
 from examples import digits
-from ground import Ground, ground
+from ground import Ground, alone, ground
 
 from bnscale import doctor
 from bnscale.doctor import State
@@ -151,34 +152,43 @@ def test_25_a_store_that_breaks_the_rules_is_found_by_trying_and_refused(
 # --- 18: no room, no right -------------------------------------------------------------------------
 
 
-def test_18_a_full_disk_is_one_message_with_the_path_and_no_retry_storm(apart: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("apart")
+def test_18_a_full_disk_is_one_message_with_the_path(tmp_path: Path) -> None:
     place = tmp_path / "full"
     place.mkdir()
     script = (
         "import sys; from bnscale.storage import check, storage; from bnscale.trial import Refusal\n"
         "try: check(storage(sys.argv[1]))\nexcept Refusal as refusal: print(refusal); raise SystemExit(2)"
     )
-    mount = f'mount -t tmpfs -o size=32k none "{place}" && exec "$@"'
-    words = [sys.executable, "-c", script, place]
-    ended = subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh", *words],
-        capture_output=True,
-        text=True,
-    )
+    ended = subprocess.run([*alone(place, "32k"), sys.executable, "-c", script, place], capture_output=True, text=True)
     assert ended.returncode == 2, ended.stderr
     assert ended.stdout == f"store {place}: cannot be written (no space left on device); choose another with --store\n"
 
 
-@pytest.mark.parametrize("command", [["doctor"], ["study"]])
-def test_18_a_store_without_the_right_to_write_is_one_message_with_its_path(command: list[str], tmp_path: Path) -> None:
-    words = ["doctor", "--store", "/proc/results"]
-    if command == ["study"]:
-        words = ["study", str(study_file(tmp_path)), "--preset", "laptop", "--store", "/proc/results"]
-    told = bnscale(*words)
-    said = told.err if command == ["study"] else " ".join(told.out.split())
-    assert told.code == (2 if command == ["study"] else 1)
-    assert "/proc/results: cannot be made" in said or "/proc/results: cannot be written" in said
-    assert said.count("/proc/results: cannot be") == 1
+def test_18_a_store_without_the_right_to_write_is_one_message_with_its_path(tmp_path: Path) -> None:
+    told = bnscale("study", study_file(tmp_path), "--preset", "laptop", "--store", "/proc/results")
+    assert told.code == 2
+    assert told.err.startswith("store /proc/results: cannot be written (")
+    assert len(told.err.splitlines()) == 1
+    [found] = doctor.of_store(storage("/proc/results"))
+    assert found.state is State.FAILS
+    assert found.said.startswith("/proc/results: cannot be made (")
+
+
+def test_18_a_quota_that_is_used_up_stops_a_trial_at_its_first_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[Path] = []
+
+    def refuse(path: Path, content: bytes) -> None:
+        tried.append(path)
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    train(digits(seed=1), tmp_path)  # what it costs to find out comes before
+    monkeypatch.setattr("bnscale.storage._write", refuse)
+    with pytest.raises(StoreFailure, match=rf"^{tmp_path}/.*: cannot be written \(disk quota exceeded\); .*run again"):
+        train(digits(seed=2), tmp_path)
+    assert len(tried) == 1
 
 
 # --- 39: a grid without end ------------------------------------------------------------------------
@@ -392,14 +402,13 @@ def test_46_a_set_up_that_fails_ends_with_the_last_lines_of_what_failed(tmp_path
 
 
 def test_46_a_study_goes_on_without_the_node_that_never_came(two: Ground, tmp_path: Path) -> None:
-    """A third node's Ray is refused, for a token of its own; the two that are there train everything."""
+    """A third node's Ray is turned away, for a token of its own; those that are there train everything."""
     words = [Path(sys.executable).with_name("ray"), "start", f"--address={two.address}", "--disable-usage-stats"]
-    never = subprocess.run(
-        words, env=two.environment | {"RAY_AUTH_TOKEN": "f" * 64}, capture_output=True, text=True, timeout=120
-    )
-    assert never.returncode != 0
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     store = two.shared / "results"
-    told = bnscale("study", study_file(tmp_path), "--preset", "laptop", "--address", two.address, "--store", store)
+    with subprocess.Popen(words, env=two.environment | {"RAY_AUTH_TOKEN": "f" * 64}, **quiet) as never:  # type: ignore[call-overload]
+        told = bnscale("study", study_file(tmp_path), "--preset", "laptop", "--address", two.address, "--store", store)
+        assert never.wait(120) != 0
     assert (told.code, told.err) == (0, "")
     assert "2 done, 0 running, 0 failed" in told.out
-    assert len(list((storage(store)).list("manifests"))) == 2
+    assert len(storage(store).list("manifests")) == 2
