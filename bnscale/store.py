@@ -269,7 +269,7 @@ class Store:
         A trial with a result is opened only for readings that it lacks, and an interrupted one goes on only if
         it reads the same; otherwise training begins anew (`Writer.anew`), and whole tables of other probes stay.
         Raises `Refusal` for a trial that has a result and all these readings, `TakenOver` where an attempt has begun
-        under a later lease than that with this `fence`.
+        under a later lease than that with this `fence`; 0 is for those who train under none.
         """
         seen = self._seen(trial.id)
         before = seen and seen[0]
@@ -280,7 +280,7 @@ class Store:
             raise Refusal(
                 f"trial {trial.id}: has {before.outcome} and is trained once; to train it again delete {path}"
             )
-        if before and before.fence > fence:
+        if before and before.fence > fence > 0:
             raise TakenOver(f"trial {trial.id}: a later lease ({before.fence}) has taken over from this one ({fence})")
         anew = before is not None and (before.has_result or before.probes != probes)
         kept = {} if not before else before.kept | before.probes if before.has_result else before.kept
@@ -298,7 +298,7 @@ class Store:
             kept=kept,
             outcome=None,
             attempts=before.attempts + 1 if before else 1,
-            fence=fence,
+            fence=fence or (before.fence if before else 0),
             step=before.step if before and not anew else 0,
             total_steps=trial.total_steps,
             facts=_checked(trial.id, {"started": datetime.now(UTC)} | inherited | facts | lasting),

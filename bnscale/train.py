@@ -40,6 +40,8 @@ class Job:
     commit: str | None  # of the code that declared the trial; None outside of git
     zero: int  # ZeRO stage of a gang, 0 or 1
     save_every: float  # seconds between checkpoints: what a killed worker loses at most
+    attempts: int = 0  # that there had been when it was planned
+    fence: int = 0  # of the lease under which it is trained; 0 for none
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ def fail(job: Job, error: str) -> None:
     before = store.manifest(job.trial.id)
     if before and before.covers(readings(job.probes)):
         return
-    writer = store.writer(job.trial, readings(job.probes), {"commit": job.commit})
+    writer = store.writer(job.trial, readings(job.probes), {"commit": job.commit}, job.fence)
     writer.finish(Outcome.FAILED, before.step if before else 0, {"error": error})
 
 
@@ -219,7 +221,7 @@ def run(job: Job, gang: Gang, threads: int, stop: Callable[[], bool]) -> Iterato
             "parameters": sum(p.numel() for p in network.parameters()),
             "trainable_parameters": sum(p.numel() for p in trained(network).values()),
         }
-        writer = store.writer(trial, readings(job.probes), facts)
+        writer = store.writer(trial, readings(job.probes), facts, job.fence)
         if writer.anew:
             with contextlib.suppress(OSError):  # `Writer.reached` keeps training from going on from one
                 checkpoints.remove("")
