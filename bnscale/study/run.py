@@ -19,6 +19,7 @@ from bnscale.schedule import budget
 from bnscale.schedule.failure import Ending, Failure, Hopeless, OutOfTime
 from bnscale.schedule.needs import on_one_type
 from bnscale.schedule.progress import Watch
+from bnscale.storage import check, storage
 from bnscale.store import Manifest, Store
 from bnscale.study.asked import Asked
 from bnscale.study.plan import commit
@@ -85,7 +86,9 @@ def _run(asked: Asked, way: Way, console: Console, *, by_cluster: bool) -> None:
     store = Store(asked.store)
     endings: dict[str, Ending] = {}
     if by_cluster or asked.left(store, asha=way.asha):
+        check(storage(asked.store))
         with tune.connect(way.address) as cluster:
+            tune.check_sight(storage(asked.store))
             _check_size(way, cluster)
             if by_cluster and cluster.gpus:
                 asked = asked.at("paper")
