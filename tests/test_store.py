@@ -1,17 +1,13 @@
-"""The store under kills, full disks, retries and wrong values: no committed row is lost and none is there twice.
+"""The store under retries, sleeping writers and wrong values: no committed row is lost and none is there twice.
 
-Run as a program it is the victim: it lives a trial's life again and again, and dies at every file operation in turn.
+Deaths and failures at every file operation are in tests/faults.
 """
 
-import errno
 import hashlib
 import json
 import math
 import os
 import re
-import shutil
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +15,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from examples import digits
@@ -28,12 +23,11 @@ from hypothesis import strategies as st
 
 from bnscale import storage as files
 from bnscale.storage import StoreFailure
-from bnscale.store import Store, TakenOver, Writer, footer, standing
+from bnscale.store import Store, TakenOver, footer, standing
 from bnscale.trial import Outcome, Refusal, Trial
 
 LAST = 6
 TRIAL = digits(steps=LAST)
-SEAM = ("_write", "_rename", "_link", "_make", "_sync", "_delete")
 
 
 @dataclass(frozen=True)
@@ -56,145 +50,12 @@ def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
-def live(root: Path, every: int, saves: int, again: Callable[[Callable[[], None]], None] = lambda call: call()) -> None:
-    """One attempt at a trial, as training does it: flush each `every` steps, a checkpoint each `saves`."""
-    store = Store(root)
-    checkpoint = root / "checkpoint"
-    start = int(checkpoint.read_text()) if checkpoint.exists() else 0
-    writer: list[Writer] = []
-    again(lambda: writer.append(store.writer(TRIAL, {"curve": "1 epoch"}, {"host": "here"})))
-    notebook = writer[-1]
-    again(lambda: notebook.rewind(start))
-    for step in range(start, LAST + 1):
-        if step % every == 0:
-            again(lambda: notebook.flush(step))  # noqa: B023 (called at once)
-            (root / "flushed").write_text(str(step))
-        if step % saves == 0:
-            if step % every:
-                again(lambda: notebook.flush(step))  # noqa: B023
-            (root / "saving").write_text(str(step))
-            os.replace(root / "saving", checkpoint)
-        notebook.write("curve", [Curve(step, split, step / 3) for split in ("validation", "test")])
-        if step % 3 == 0:
-            notebook.write("gamma", [Gamma(step, layer, None) for layer in range(3)])
-    again(lambda: notebook.finish(Outcome.FINISHED, LAST, {}))
-
-
-CURVE = Counter((step, split) for step in range(LAST + 1) for split in ("validation", "test"))
-GAMMA = Counter((step, layer) for step in range(0, LAST + 1, 3) for layer in range(3))
-
-
 def rows(root: Path, table: str) -> Counter[Any]:
     found: Counter[Any] = Counter()
     for path in Store.existing(root).files(table):
         for row in pq.ParquetFile(path).read().to_pylist():
             found[tuple(row.values())[:2]] += 1
     return found
-
-
-def counted(act: Callable[[int, str, Callable[..., None], tuple[Any, ...]], None]) -> list[int]:
-    """Put `act` before every file operation; how many there were."""
-    calls = [0]
-    for name in SEAM:
-        plain = getattr(files, name)
-
-        def operation(*arguments: Any, name: str = name, plain: Callable[..., None] = plain) -> None:
-            calls[0] += 1
-            act(calls[0], name, plain, arguments)
-            plain(*arguments)
-
-        setattr(files, name, operation)
-    return calls
-
-
-@pytest.fixture
-def _mended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Puts the file operations back after the test."""
-    for name in SEAM:
-        monkeypatch.setattr(files, name, getattr(files, name))
-
-
-@pytest.fixture(scope="module")
-def victims(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """What is on the disk after a death at each file operation: before it, and half way through a write."""
-    root = tmp_path_factory.mktemp("victims")
-    path = os.pathsep.join(sys.path)
-    victim = [sys.executable, __file__, str(root)]
-    done = subprocess.run(victim, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    return sorted(path for path in root.iterdir() if path.is_dir())
-
-
-def test_a_writer_killed_at_any_file_operation_loses_no_committed_row_and_doubles_none(victims: list[Path]) -> None:
-    assert len(victims) > 60
-    outcomes = set()
-    for root in victims:
-        if not (root / "manifests").exists():
-            continue
-        assert max(rows(root, "curve").values(), default=1) == 1, root
-        assert max(rows(root, "gamma").values(), default=1) == 1, root
-        if (root / "flushed").exists():
-            flushed = int((root / "flushed").read_text())
-            assert {step for step, _ in rows(root, "curve")} >= set(range(flushed)), root
-        store = Store(root)
-        manifest = store.manifest(TRIAL.id)
-        assert not store.damaged
-        outcomes.add(manifest and manifest.outcome)
-        if manifest and manifest.outcome:
-            assert rows(root, "curve") == CURVE, root
-            assert rows(root, "gamma") == GAMMA, root
-    assert outcomes == {None, Outcome.FINISHED}
-
-
-@pytest.mark.parametrize(("every", "saves"), [(3, 3), (1, 6)])
-def test_a_killed_trial_goes_on_with_any_flush_pattern_to_the_rows_of_an_unbroken_one(
-    victims: list[Path], tmp_path: Path, every: int, saves: int
-) -> None:
-    for victim in victims:
-        root = Path(shutil.copytree(victim, tmp_path / victim.name))
-        manifest = Store(root).manifest(TRIAL.id)
-        if manifest is None or manifest.outcome is None:
-            live(root, every, saves)
-        assert rows(root, "curve") == CURVE, root
-        assert rows(root, "gamma") == GAMMA, root
-        left = {path for path in root.glob("curve/*/*")}
-        if manifest is None or manifest.outcome is None:
-            assert left == set(Store(root).files("curve")), f"{root}: orphans stay"
-
-
-@pytest.mark.usefixtures("_mended")
-@pytest.mark.parametrize(("number", "each"), [(errno.ENOSPC, 1), (errno.EACCES, 7)])
-def test_a_disk_that_fails_once_costs_a_message_and_nothing_else(tmp_path: Path, number: int, each: int) -> None:
-    failing, failures = [0], list[StoreFailure]()
-
-    def fail(call: int, name: str, plain: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-        if call == failing[0]:
-            if name == "_write":
-                plain(arguments[0], arguments[1][:10])
-            raise OSError(number, os.strerror(number))
-
-    calls = counted(fail)
-
-    def again(call: Callable[[], None]) -> None:
-        try:
-            call()
-        except StoreFailure as failure:
-            failures.append(failure)
-            assert not list(tmp_path.glob(f"{failing[0]}/**/.*.tmp"))
-            call()
-
-    live(tmp_path / "0", 2, 3)
-    operations = calls[0]
-    for failing[0] in range(7, operations + 1, each):  # the first six make the folders of the store
-        calls[0] = 0
-        live(tmp_path / str(failing[0]), 2, 3, again)
-        assert rows(tmp_path / str(failing[0]), "curve") == CURVE, failing
-        assert rows(tmp_path / str(failing[0]), "gamma") == GAMMA, failing
-    for failure in failures:
-        assert failure.errno == number
-        assert str(tmp_path) in str(failure)
-        assert os.strerror(number).lower() in str(failure)
-    assert len(failures) > 0.7 * operations / each  # a deletion that fails is no failure
 
 
 @settings(max_examples=60, deadline=None)
@@ -582,7 +443,7 @@ def test_a_fact_without_a_column_or_of_another_type_is_refused(
 def test_the_trials_table_has_every_field_and_fact_as_a_column(tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert store.trials_table().num_rows == 0
-    assert len(store.trials_table().schema) == len(Trial.model_fields) + 6 + 22
+    assert len(store.trials_table().schema) == len(Trial.model_fields) + 6 + 27
     store.writer(TRIAL, {}, {"threads": 2, "torch": None})
     (row,) = store.trials_table().to_pylist()
     assert row["trial"] == TRIAL.id
@@ -701,9 +562,9 @@ def test_the_footers_of_data_files_say_which_of_them_count(
 
 
 def test_a_store_may_be_moved(tmp_path: Path) -> None:
-    live(tmp_path / "old", 3, 3)
+    finished(Store(tmp_path / "old"))
     (tmp_path / "old").rename(tmp_path / "new")
-    assert rows(tmp_path / "new", "curve") == CURVE
+    assert rows(tmp_path / "new", "curve") == Counter((step, "test") for step in range(LAST + 1))
 
 
 def test_a_store_that_cannot_be_is_refused_and_readers_create_nothing(tmp_path: Path) -> None:
@@ -714,37 +575,6 @@ def test_a_store_that_cannot_be_is_refused_and_readers_create_nothing(tmp_path: 
     with pytest.raises(Refusal, match="nowhere: there is none"):
         Store.existing(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
-
-
-def _victim(root: Path) -> None:
-    """Die at operation 1, 2, 3 .. of a trial's life, each time in a new process and a new store."""
-    os.fsync = lambda handle: None
-    pa.array([1])  # imports once what every child would
-    names: list[str] = []
-    plain_operations = {name: getattr(files, name) for name in SEAM}
-    counted(lambda call, name, plain, arguments: names.append(name))
-    live(root / "000", 2, 3)
-    for name, plain in plain_operations.items():
-        setattr(files, name, plain)
-    halves = [(call, True) for call, name in enumerate(names, 1) if name == "_write"]
-    for deadly, half in [(call, False) for call in range(1, len(names) + 1)] + halves:
-        child = os.fork()
-        if child == 0:
-
-            def die(call: int, name: str, plain: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-                if call == deadly:  # noqa: B023
-                    if half:  # noqa: B023
-                        plain(arguments[0], arguments[1][: len(arguments[1]) // 2])
-                    os._exit(9)
-
-            counted(die)
-            live(root / f"{deadly:03}{'half' if half else ''}", 2, 3)
-            os._exit(0)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9, (deadly, half)
-
-
-if __name__ == "__main__":
-    _victim(Path(sys.argv[1]))
 
 
 # --- readings that nobody has taken yet -----------------------------------------------------------

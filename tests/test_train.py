@@ -267,6 +267,7 @@ def test_a_checkpoint_whose_frozen_weights_the_seed_no_longer_gives_is_not_conti
     run(trial, tmp_path, stop=stop_after(4))
     file = tmp_path / "step-4.json"
     about = json.loads(file.read_text())
+    del about["sum"]  # as checkpoints were once; with one, this change would be damage
     about["facts"]["frozen"] = "another torch's"
     file.write_text(json.dumps(about))
     assert_equal(run(trial, tmp_path), run(trial, tmp_path / "whole"))

@@ -1,7 +1,7 @@
 """Checkpoints: tensors as safetensors, the rest as JSON; whole or absent, the last two kept.
 
-`step-<n>.json` is the commit: it carries the SHA-256 of `step-<n>.safetensors`, and is written after it. A checkpoint
-that fails its sum is passed over for the one before.
+`step-<n>.json` is the commit: it carries the SHA-256 of `step-<n>.safetensors` and of what else it says, and is written
+after it. A checkpoint that fails a sum is passed over for the one before.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ def write(place: Storage, step: int, tensors: dict[str, Tensor], facts: dict[str
     content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
     about = {"step": step, "sha256": hashlib.sha256(content).hexdigest(), "facts": facts}
     place.write(f"step-{step}.safetensors", content)
-    place.write(f"step-{step}.json", json.dumps(about, indent=1).encode())
+    place.write(f"step-{step}.json", json.dumps(about | {"sum": _sum(about)}, indent=1).encode())
     # Of later steps none: this process may have slept while another went on from here.
     old = [each for each in _steps(place) if each <= step][:-kept]
     if old:
@@ -61,9 +61,17 @@ def read(place: Storage, step: int) -> Checkpoint | None:
         content = place.read(f"step-{step}.safetensors")
     except (FileNotFoundError, ValueError):
         return None
-    if hashlib.sha256(content).hexdigest() != about.get("sha256"):
+    if not isinstance(about, dict):
+        return None
+    said = about.pop("sum", None)  # checkpoints had none once
+    if said not in (None, _sum(about)) or hashlib.sha256(content).hexdigest() != about.get("sha256"):
         return None
     return Checkpoint(about["step"], load(content), about["facts"])
+
+
+def _sum(about: dict[str, Any]) -> str:
+    """Of what is said of the tensors: a step with a flipped bit would be another step."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def _steps(place: Storage) -> list[int]:
