@@ -69,6 +69,13 @@ start() {
     fi
     ! { pgrep -u "$(id -u)" -x raylet || pgrep -u "$(id -u)" -x gcs_server; } >/dev/null || quietly ray stop
     ray start "${options[@]}" "$@"
+    # `ray down` ends the head of provider `local` and nothing else: a worker's raylet leaves by itself within a minute,
+    # and Ray's log monitor would stay for ever.
+    local raylet monitor
+    if raylet=$(pgrep -n -u "$(id -u)" -x raylet) && monitor=$(pgrep -n -u "$(id -u)" -f ray/_private/log_monitor.py); then
+        setsid bash -c 'tail --pid="$0" -f /dev/null; ! pgrep -f log_monitor.py | grep -qx "$1" || kill "$1"' \
+            "$raylet" "$monitor" </dev/null >/dev/null 2>&1 &
+    fi
 }
 
 case "$*" in
