@@ -32,7 +32,7 @@ pytestmark = [
 ENVIRONMENT = Path(sys.prefix)
 # Real trainings of the laptop preset, made few and each a little longer than it takes to see that it goes on.
 STUDY = "studies/frankle_depth.py --preset laptop --set depth=8 --set lr=0.1"
-TRIALS = "--set trainable=bn,output --set epochs=25 --set seed=0,1,2"
+TRIALS = "--set trainable=bn,output --set epochs=20 --set seed=0,1,2"
 GANG = f"{STUDY} --set trainable=bn --set epochs=2 --set seed=0 --workers-per-trial 2"
 SECONDS = "AUTOSCALER_UPDATE_INTERVAL_S=1"  # between two looks of the autoscaler; 5 by default
 # A host that answers nothing is dead after 5 s instead of 30; workers leave when their head is gone for 5 s, not 60.
@@ -49,7 +49,7 @@ class Local:
     shared: Path  # as this machine sees it
     reference: "subprocess.Popen[bytes]"  # the same study on this machine alone
     dashboard: "subprocess.Popen[bytes]"  # its way to the client's own port 8265
-    gang: str  # the first job, which runs while others look who may enter
+    gang: "subprocess.Popen[str] | None"  # the first job, which runs while others look who may enter
 
     def store(self, name: str) -> Store:
         return Store.existing(self.shared / name)
@@ -59,18 +59,24 @@ class Local:
             return self.store(name).manifests()
         return []
 
-    def submit(self, command: str) -> str:
-        """Give a job to the cluster, from the client, through the dashboard. Its id."""
-        submitted = self.client.run(f"ray job submit --no-wait --address http://localhost:8265 -- bash -c {command!r}")
-        return re.search(r"raysubmit_\w+", submitted)[0]
+    def submit(self, command: str) -> "subprocess.Popen[str]":
+        """Give a job to the cluster, from the client, through the dashboard. Prints what it prints, ends as it ends."""
+        words = f"ray job submit --address http://localhost:8265 -- bash -c {command!r}"
+        return subprocess.Popen(
+            self.client.command(words),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
 
-    def follow(self, job: str) -> str:
-        """Wait for its end. What it printed."""
-        self.client.ask(f"ray job logs --follow --address http://localhost:8265 {job}", timeout=200)
-        log = self.client.run(f"ray job logs --address http://localhost:8265 {job}")
-        status = self.client.run(f"ray job status --address http://localhost:8265 {job}")
-        assert "succeeded" in status, log
-        return log
+
+def finished(job: "subprocess.Popen[str]") -> str:
+    """Wait for a job's end, which is to be a good one. What it printed."""
+    with job:
+        log, _ = job.communicate(timeout=240)
+    assert job.returncode == 0, log
+    return log
 
 
 def eventually(happens: Callable[[], object], *, within: float, otherwise: Callable[[], object] = str) -> None:
@@ -107,8 +113,10 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
         up = client.run("ray up -y ~/local.yaml", timeout=200)
         assert "will not" not in up  # launch workers, start the runtime
         dashboard = stack.enter_context(ending(client.command("ray dashboard ~/local.yaml")))
-        eventually(lambda: "2.0 CPU" in head.ask("ray status").stdout, within=120)
-        made = Local(client, head, workers, folder / "shared", reference, dashboard, "")
+        for host in workers:
+            eventually(lambda host=host: any("DashboardAgent" in each for each in host.processes()), within=120)
+        eventually(lambda: "2.0 CPU" in head.ask("ray status").stdout, within=60)
+        made = Local(client, head, workers, folder / "shared", reference, dashboard, None)
         yield replace(made, gang=made.submit(f"cd ~/bnscale && python {GANG} --store {SHARED}/gang"))
 
 
@@ -187,7 +195,8 @@ def test_every_node_has_the_token_for_its_user_s_eyes(local: Local) -> None:
 
 def test_a_gang_trains_over_two_hosts_what_one_worker_trains(local: Local) -> None:
     """Each host has one CPU for trials: two workers of one are two hosts."""
-    local.follow(local.gang)
+    assert local.gang
+    finished(local.gang)
     (gang,) = local.manifests("gang")
     assert gang.outcome is Outcome.FINISHED
     assert gang.facts["workers"] == 2
@@ -208,7 +217,7 @@ def test_a_study_over_two_hosts_of_which_one_is_lost_half_way_ends_with_the_tabl
     interrupted = [
         each.trial for each in local.manifests("study") if each.outcome is None and each.facts.get("host") == lost.name
     ]
-    log = local.follow(job)
+    log = finished(job)
     assert "6 done" in log, log
     assert local.reference.wait(timeout=120) == 0
     assert rows(local.shared / "study") == rows(local.shared / "alone")
