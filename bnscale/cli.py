@@ -4,6 +4,7 @@ bnscale sql "select ..."            ask a store
 bnscale export results.duckdb       every view as a table, for other tools
 bnscale networks                    every word a trial may choose, and the parameters of the networks
 bnscale export-network TRIAL ...    a trained network as a file of what its seed does not give back
+bnscale doctor [--cluster]          would a study run here? proved by doing
 bnscale study FILE [plan|run|...]   a study file's own commands; a mistake in the file is told in one line
 """
 
@@ -23,14 +24,16 @@ app = typer.Typer(
     help="Ask the results of studies, look up what a trial may choose, or run a study file.",
 )
 
-StorePath = Annotated[Path, typer.Option("--store", help="Folder of results.")]
+StorePlace = Annotated[
+    str, typer.Option("--store", help="Results: a folder, s3://bucket/prefix or gs://bucket/prefix.")
+]
 Skip = Annotated[bool, typer.Option("--skip-damaged", help="Leave out files that cannot be read, and say which.")]
 
 
 @app.command("sql")
 def _sql(
     statement: Annotated[str, typer.Argument(help="One statement that reads.")],
-    store: StorePath = Path("results"),
+    store: StorePlace = "results",
     skip: Skip = False,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Longest time the answer may take.")] = 60.0,
     rows: Annotated[int, typer.Option("--rows", min=1, help="Most rows of the answer.")] = 100_000,
@@ -45,7 +48,7 @@ def _sql(
 @app.command("export")
 def _export(
     file: Annotated[Path, typer.Argument(help="A DuckDB file to write; an earlier export is replaced.")],
-    store: StorePath = Path("results"),
+    store: StorePlace = "results",
     skip: Skip = False,
 ) -> None:
     """Every table of the results in one DuckDB file."""
@@ -60,7 +63,7 @@ def _export(
 def _export_network(
     trial: Annotated[str, typer.Argument(help="The id of a finished trial, or a unique beginning of one.")],
     out: Annotated[Path, typer.Option("--out", help="A safetensors file to write; an earlier one is replaced.")],
-    store: StorePath = Path("results"),
+    store: StorePlace = "results",
 ) -> None:
     """A trained network as one small file; bnscale.load_network(file) rebuilds it from its seed."""
     from bnscale import network_file
@@ -87,6 +90,27 @@ def _networks(
     if (network, depth, width, data) == (None,) * 4:
         catalogue.say_words(console)
     catalogue.say_counts(trials, console)
+
+
+@app.command("doctor")
+def _doctor(
+    cluster: Annotated[bool, typer.Option("--cluster", help="Every node of a Ray cluster.")] = False,
+    address: Annotated[str | None, typer.Option("--address", help="Of the cluster, if not on this machine.")] = None,
+    store: StorePlace = "results",
+    folder: Annotated[Path | None, typer.Option("--data", help="A folder of data sets to look at, too.")] = None,
+    file: Annotated[Path | None, typer.Option("--yaml", help="Check this cluster file, and nothing else.")] = None,
+) -> None:
+    """Would a study run? Versions, GPUs, a gang, store, token, disk, and of a cluster its clocks; exit 1 if not."""
+    from rich.console import Console
+
+    from bnscale import doctor
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 112)
+    if file is not None:
+        raise typer.Exit(doctor.doctor_yaml(file, console))
+    if cluster or address:
+        raise typer.Exit(doctor.doctor_cluster(store, folder, address, console))
+    raise typer.Exit(doctor.doctor(store, folder, console))
 
 
 @app.command(

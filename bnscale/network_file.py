@@ -17,12 +17,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from bnscale.engine.checkpoint import Checkpoint, newest, place
+from bnscale.engine.checkpoint import Checkpoint, read
 from bnscale.engine.machine import in_bytes
 from bnscale.engine.state import frozen_sum, load_state
 from bnscale.networks import build, unseeded
 from bnscale.networks.norm import Noise, NormLayer
 from bnscale.networks.trainable import PairConv2d
+from bnscale.storage import place
 from bnscale.store import Manifest, Store
 from bnscale.trial import Outcome, Refusal, Trial, near
 
@@ -271,11 +272,11 @@ def _reason(error: OSError) -> str:
 
 def _finished(store: Store, beginning: str) -> Manifest:
     """Of the one trial whose id begins so. Raises `Refusal` where there is none, or it has no trained network."""
-    ids = sorted(path.stem for path in (store.root / "manifests").glob("*.json"))
+    ids = store.ids()
     begin = [each for each in ids if each == beginning] or [each for each in ids if each.startswith(beginning)]
-    ask = f'`bnscale sql "select trial from trials" --store {store.root}` lists them'
+    ask = f'`bnscale sql "select trial from trials" --store {store.url}` lists them'
     if not begin:
-        raise Refusal(f"trial {beginning}: no trial in {store.root} begins so{near(beginning, ids)} {ask}")
+        raise Refusal(f"trial {beginning}: no trial in {store.url} begins so{near(beginning, ids)} {ask}")
     if len(begin) > 1:
         more = f" and {len(begin) - 3} more" if len(begin) > 3 else ""
         listed = ", ".join(begin[:3]) + more
@@ -299,12 +300,12 @@ def _finished(store: Store, beginning: str) -> Manifest:
 
 def _last(store: Store, manifest: Manifest) -> Checkpoint:
     """The checkpoint that a finished trial ends with."""
-    folder = store.checkpoints(manifest.trial)
-    found = newest(folder)
-    if found is not None and found.step == manifest.recalled.total_steps:
+    kept, step = store.checkpoints(manifest.trial), manifest.recalled.total_steps
+    found = read(kept, step)
+    if found is not None:
         return found
-    what = "is damaged" if any(folder.glob("*.safetensors")) else "is missing"
+    what = "is damaged" if kept.size(f"step-{step}.safetensors") is not None else "is missing"
     raise Refusal(
-        f"trial {manifest.trial}: its last checkpoint {what} in {folder}; to train it again delete "
-        f"{store.root / 'manifests' / manifest.trial}.json and run its study"
+        f"trial {manifest.trial}: its last checkpoint {what} in {kept.url}; to train it again delete "
+        f"{store.where(manifest.trial)} and run its study"
     )

@@ -20,7 +20,8 @@ from typing import Any
 import duckdb
 from scipy.special import stdtrit
 
-from bnscale.store import Manifest, Part, Store, columns_of, damage, flaw
+from bnscale.storage import Storage, reason, storage
+from bnscale.store import Manifest, Part, Store, columns_of
 from bnscale.trial import Refusal, Trial, near
 
 MEMORY = "2GiB"  # of one query; the rest of the machine is training
@@ -145,11 +146,12 @@ class Session:
     def __init__(self, store: Store, tables: dict[str, type], seconds: float, rows: int, skip_damaged: bool) -> None:
         self.damaged: list[str] = []  # what could not be read, to be said beside every answer
         self._store, self._tables, self._seconds, self._rows = store, tables, seconds, rows
-        self._check = damage if skip_damaged else flaw
+        self._check = store.damage if skip_damaged else store.flaw
         self._skip_damaged = skip_damaged
+        self._far = store.storage.far
         self._related: dict[str, list[str]] = {}
         self._connection = duckdb.connect()
-        root = os.path.realpath(store.root)
+        root = os.path.realpath(store.storage.reach)
         for setting, value in {
             "memory_limit": MEMORY,
             "temp_directory": "",  # a query that needs more ends, and does not fill the disk
@@ -175,8 +177,13 @@ class Session:
             if self._manifests == before:
                 break
         tables = self._behind(query)
-        suspects = [(path, damage(path, part), trial) for table, trial, path, part in self._named() if table in tables]
-        found = [f"{path}: {wrong}; {self._way_out(trial)}" for path, wrong, trial in suspects if wrong]
+        suspects = [
+            (key, self._store.damage(key, part), manifest.trial)
+            for manifest in self._manifests
+            for table, key, part in self._store.named(manifest)
+            if table in tables
+        ]
+        found = [f"{self._store.url}/{key}: {wrong}; {self._way_out(trial)}" for key, wrong, trial in suspects if wrong]
         raise Refusal(found[0] if found else str(why)) from None
 
     @property
@@ -202,6 +209,7 @@ class Session:
         if path.exists() and not _is_export(path):
             raise Refusal(f"export {path}: exists and is no export of bnscale; choose another name")
         self._refresh()
+        self._reach(set(self._views))
         self._readable(set(self._views))
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
@@ -222,17 +230,6 @@ class Session:
 
     # --- the store's files ------------------------------------------------------------------------
 
-    def _named(self) -> list[tuple[str, str, Path, Part]]:
-        """Table, trial, path and promise of every file that counts."""
-        return [each for manifest in self._manifests for each in self._files_of(manifest)]
-
-    def _files_of(self, manifest: Manifest) -> list[tuple[str, str, Path, Part]]:
-        return [
-            (table, manifest.trial, self._store.folder(table, manifest.trial) / part.file, part)
-            for table, parts in manifest.parts.items()
-            for part in parts
-        ]
-
     def _refresh(self) -> None:
         """Read the manifests anew, look at each file they name, and build the views."""
         check = self._check
@@ -240,36 +237,75 @@ class Session:
             self._manifests: list[Manifest] = []
             self._files: dict[str, list[tuple[str, str]]] = {}  # table to trial and path
             self._broken: dict[str, list[tuple[str, str]]] = {}  # table to trial and what is wrong with a file of it
+            self._waiting: dict[str, list[tuple[str, str, Part]]] = {}  # table to trial and what has yet to be fetched
             for manifest in self._store.manifests():
                 self._look(manifest, check)
+            if self._skip_damaged:
+                self._fetch(set(self._waiting))  # to see which are damaged
             try:
                 self._views, odd = _fill(self._connection, self._store, self._manifests, self._tables, self._files)
                 break
             except duckdb.Error as error:
                 if last:
                     raise Refusal(
-                        f"store {self._store.root}: {_gist(error)}; its rows cannot be read; {_LEFT_OUT} and names them"
+                        f"store {self._store.url}: {_gist(error)}; its rows cannot be read; {_LEFT_OUT} and names them"
                     ) from None
-                check = damage  # a file went away a moment ago, or one of the right size cannot be read
+                check = self._store.damage  # a file went away a moment ago, or one of the right size cannot be read
         skipped = [said for broken in self._broken.values() for _, said in broken] if self._skip_damaged else []
         self.damaged = [reason for _, reason in self._store.damaged] + odd + skipped
 
-    def _look(self, manifest: Manifest, check: Callable[[Path, Part], str | None]) -> None:
-        """Take up the files of one trial. Where one is amiss the trial may have ended: its manifest is read again."""
+    def _look(self, manifest: Manifest, check: Callable[[str, Part], str | None]) -> None:
+        """Take up the files of one trial. Where one is amiss the trial may have ended: its manifest is read again.
+
+        Of a bucket, whose files are looked at when they are fetched, it notes them only.
+        """
+        if self._far:
+            self._manifests.append(manifest)
+            for table, key, part in self._store.named(manifest):
+                self._waiting.setdefault(table, []).append((manifest.trial, key, part))
+            return
         for _ in _looks():
-            looked = [(*each, check(*each[2:])) for each in self._files_of(manifest)]
-            if not any(reason for *_, reason in looked):
+            looked = [(*each, check(*each[1:]) or self._local(*each[1:])) for each in self._store.named(manifest)]
+            if not any(isinstance(found, str) for *_, found in looked):
                 break
             now = self._store.manifest(manifest.trial)
             if now is None or now == manifest:
                 break
             manifest = now
         self._manifests.append(manifest)
-        for table, trial, path, part, reason in looked:
-            if reason:
-                self._broken.setdefault(table, []).append((trial, f"{path}: {reason} ({part.rows} rows)"))
-            else:
-                self._files.setdefault(table, []).append((trial, _literal(os.path.realpath(path))))
+        for table, key, part, found in looked:
+            self._take(table, manifest.trial, key, part, found)
+
+    def _fetch(self, tables: set[str]) -> bool:
+        """Bring the files of these tables to this machine, where they are not there. Whether any came."""
+        wanted = [(table, *each) for table in sorted(tables) for each in self._waiting.pop(table, [])]
+
+        fetched = self._store.storage.each(lambda each: self._local(*each[2:]), wanted)
+        for each, found in zip(wanted, fetched, strict=True):
+            self._take(*each, found)
+        return bool(wanted)
+
+    def _local(self, key: str, part: Part) -> Path | str:
+        """Where this machine reads it, or why it cannot."""
+        try:
+            return self._store.storage.local(key, part.sha256)
+        except OSError as error:
+            return reason(error)
+
+    def _reach(self, tables: set[str]) -> None:
+        """Make these tables readable on this machine. Raises `_Unreadable`."""
+        if self._fetch(tables):
+            try:
+                _fill(self._connection, self._store, self._manifests, self._tables, self._files)
+            except duckdb.Error as error:
+                raise _Unreadable(f"store {self._store.url}: {_gist(error)}") from None
+
+    def _take(self, table: str, trial: str, key: str, part: Part, found: Path | str) -> None:
+        if isinstance(found, Path):
+            self._files.setdefault(table, []).append((trial, _literal(os.path.realpath(found))))
+        else:
+            said = f"{self._store.url}/{key}: {found} ({part.rows} rows)"
+            self._broken.setdefault(table, []).append((trial, said))
 
     def _behind(self, query: str) -> set[str]:
         """The probe tables that a query may read: those it mentions."""
@@ -284,13 +320,13 @@ class Session:
 
     def _way_out(self, trial: str) -> str:
         """What mends a damaged file of a trial, for whoever trains and for whoever only reads."""
-        manifest = self._store.root / "manifests" / f"{trial}.json"
-        return f"its rows cannot be read; delete {manifest} to train the trial again; {_LEFT_OUT}"
+        return f"its rows cannot be read; delete {self._store.where(trial)} to train the trial again; {_LEFT_OUT}"
 
     # --- one question -----------------------------------------------------------------------------
 
     def _ask(self, query: str) -> Answer:
         connection = self._connection
+        self._reach(self._behind(query))
         watch = threading.Timer(self._seconds, connection.interrupt)
         watch.start()
         try:
@@ -352,7 +388,7 @@ class _Unreadable(Refusal):
 
 
 def open(
-    store: str | Path,
+    store: str | Path | Storage,
     tables: dict[str, type] | None = None,
     seconds: float = 60,
     rows: int = 100_000,
@@ -363,12 +399,13 @@ def open(
 
     `skip_damaged` reads every file to verify it, and leaves the damaged ones out. Raises `Refusal` for no store.
     """
-    above = [part for part in Path(os.path.realpath(store)).parts if part.startswith("trial=")]
+    place = storage(store)
+    above = [part for part in Path(os.path.realpath(place.reach)).parts if part.startswith("trial=")]
     if above:
         raise Refusal(
-            f"store {store}: lies in {above[0]}, which reads like a trial of another store; rename that folder"
+            f"store {place.url}: lies in {above[0]}, which reads like a trial of another store; rename that folder"
         )
-    return Session(Store.existing(store), tables or {}, seconds, rows, skip_damaged)
+    return Session(Store.existing(place), tables or {}, seconds, rows, skip_damaged)
 
 
 # --- views ------------------------------------------------------------------------------------------

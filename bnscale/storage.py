@@ -12,22 +12,26 @@ its process. After a `StoreFailure` nobody knows whether the change stands: whoe
 import errno
 import fcntl
 import hashlib
+import math
 import os
 import re
 import secrets
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from bnscale.trial import Refusal
 
 _LOCKS = ".locks"  # a folder's lock files
 _TEMPORARY = ".tmp"  # how the name of a file ends that is not whole yet; it begins with a dot
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 class StoreFailure(OSError):
@@ -45,6 +49,8 @@ class Storage(Protocol):
     """Contents by key. All but `read`, `get` and `local` of a missing key raise `StoreFailure` and nothing else."""
 
     url: str  # what a message calls it: an absolute path, or s3://bucket/prefix
+    reach: Path  # all files that `local` gives are in this folder
+    far: bool  # `local` copies a file, the first time that it is asked for
 
     def read(self, key: str) -> bytes:
         """Raises `FileNotFoundError`."""
@@ -67,6 +73,9 @@ class Storage(Protocol):
     def size(self, key: str) -> int | None:
         """Bytes; None where there is none."""
 
+    def age(self, key: str) -> float:
+        """Seconds since it was written; infinite where there is none. Two clocks are compared: for people only."""
+
     def list(self, prefix: str) -> list[str]:
         """The keys below a folder, sorted. May lag behind what was written."""
 
@@ -76,12 +85,26 @@ class Storage(Protocol):
     def remove(self, prefix: str) -> None:
         """All below a folder."""
 
-    def sweep(self, prefix: str, kept: set[str]) -> None:
-        """All below a folder but these keys, and what a killed writer left half written there."""
+    def sweep(self, prefix: str, doomed: Callable[[str], bool]) -> None:
+        """Of all keys below a folder the `doomed` ones, and what a killed writer left half written of such."""
+
+    def below(self, prefix: str) -> "Storage":
+        """What is below a folder, as a storage of its own."""
+
+    def holds(self, prefix: str) -> bool:
+        """Whether there is anything below a folder, or such a folder. May lag behind what was written."""
+
+    def prepare(self, prefix: str) -> None:
+        """Make ready to write below a folder, where that takes anything."""
+
+    def each(self, act: Callable[[_T], _R], of: Sequence[_T]) -> "Sequence[_R]":
+        """What `act`, which mostly waits for this storage, says of each; as many at once as serves."""
 
 
-def storage(url: str | Path) -> "Folder":
+def storage(url: "str | Path | Storage") -> "Storage":
     """The storage that a user named. Touches nothing. Raises `Refusal` for a scheme that is none of ours."""
+    if not isinstance(url, str | Path):
+        return url
     scheme, colon, _ = str(url).partition("://")
     if isinstance(url, Path) or not colon or not re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme):
         return Folder(url)
@@ -94,6 +117,9 @@ class Folder:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser().resolve()
         self.url = str(self.root)
+        self.reach = self.root
+        self.far = False
+        self._top = self.root  # with the locks
 
     def __repr__(self) -> str:
         return f"Folder({self.url!r})"
@@ -113,18 +139,14 @@ class Folder:
 
     def write(self, key: str, content: bytes) -> None:
         path = self.path(key)
-        # Without the lock while it is written: a checkpoint may take seconds. So the name is this call's own.
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
-        with self._changing(path, temporary):
+        with self._changing(path):
             _need(path.parent)
-            _write(temporary, content)
-            with self._alone(key):
-                _rename(temporary, path)
+            place(path, content, lambda: self._alone(key))
             _sync(path.parent)
 
     def create(self, key: str, content: bytes) -> Version | None:
         path = self.path(key)
-        temporary = path.with_name(f".{path.name}{_TEMPORARY}")
+        temporary = path.with_name(f".{path.name}.alone{_TEMPORARY}")
         with self._changing(path, temporary), self._alone(key):
             if path.exists():
                 return None
@@ -141,7 +163,7 @@ class Folder:
 
     def swap(self, key: str, content: bytes, version: Version) -> Version | None:
         path = self.path(key)
-        temporary = path.with_name(f".{path.name}{_TEMPORARY}")
+        temporary = path.with_name(f".{path.name}.alone{_TEMPORARY}")
         with self._changing(path, temporary), self._alone(key):
             try:
                 if self.get(key)[1] != version:
@@ -170,6 +192,12 @@ class Folder:
         except OSError as error:
             raise _failure(path, error, "read") from error
 
+    def age(self, key: str) -> float:
+        try:
+            return time.time() - self.path(key).stat().st_mtime
+        except OSError:
+            return math.inf
+
     def list(self, prefix: str) -> list[str]:
         return sorted(path.relative_to(self.root).as_posix() for path in self._files(prefix) if not _hidden(path))
 
@@ -180,21 +208,41 @@ class Folder:
         return path
 
     def remove(self, prefix: str) -> None:
-        self.sweep(prefix, set())
+        self.sweep(prefix, lambda key: True)
         top = self.path(prefix)
         with self._changing(top):
             for folder, _, _ in os.walk(top, topdown=False):
                 _delete(Path(folder))
 
-    def sweep(self, prefix: str, kept: set[str]) -> None:
+    def sweep(self, prefix: str, doomed: Callable[[str], bool]) -> None:
         for path in self._files(prefix):
-            if path.relative_to(self.root).as_posix() not in kept:
+            whole = path.with_name(path.name[1:].rsplit(".", 2)[0]) if _hidden(path) else path
+            if doomed(whole.relative_to(self.root).as_posix()):
                 with self._changing(path):
                     _delete(path)
 
+    def below(self, prefix: str) -> "Folder":
+        folder = Folder(self.path(prefix))
+        folder._top = self._top
+        return folder
+
+    def holds(self, prefix: str) -> bool:
+        return self.path(prefix).is_dir()
+
+    def prepare(self, prefix: str) -> None:
+        path = self.path(prefix)
+        with self._changing(path):
+            _need(path)
+            _need(self._top / _LOCKS)
+            if not os.access(path, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    def each(self, act: Callable[[_T], _R], of: Sequence[_T]) -> Sequence[_R]:
+        return [act(one) for one in of]
+
     def path(self, key: str) -> Path:
-        """Where a key is in the folder, whether there is something or not."""
-        parts = key.split("/")
+        """Where a key is in the folder, whether there is something or not; the folder itself for ""."""
+        parts = key.split("/") if key else []
         assert {"", ".", ".."}.isdisjoint(parts), f"{key!r} is no key"
         return self.root.joinpath(*parts)
 
@@ -211,7 +259,8 @@ class Folder:
     @contextmanager
     def _alone(self, key: str) -> Iterator[None]:
         """No other process, and no other thread, changes this key. Many keys share a lock file: few are ever made."""
-        path = self.root / _LOCKS / hashlib.sha256(key.encode()).hexdigest()[:2]
+        name = self.path(key).relative_to(self._top).as_posix()
+        path = self._top / _LOCKS / hashlib.sha256(name.encode()).hexdigest()[:2]
         if not path.parent.is_dir():
             _need(path.parent)
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -232,6 +281,20 @@ class Folder:
                 with suppress(OSError):
                     _delete(temporary)
             raise _failure(path, error, "written") from error
+
+
+def place(path: Path, content: bytes, alone: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+    """One file of this machine, whole or not at all, renamed while `alone`. Raises `OSError` where the disk does."""
+    # Without a lock while it is written: a checkpoint may take seconds. So the name is this call's own.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
+    try:
+        _write(temporary, content)
+        with alone():
+            _rename(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            _delete(temporary)
+        raise
 
 
 def _version(content: bytes) -> Version:

@@ -1,21 +1,20 @@
-"""Rows to Parquet, whole or not at all.
+"""Rows to Parquet, whole or not at all, in a folder or a bucket.
 
-    <store>/manifests/<trial>.json                       what counts: one file a trial, replaced atomically
-    <store>/<table>/trial=<trial>/part-<step>.parquet    readings from that step on
-    <store>/checkpoints/trial=<trial>/                   the engine's own
+    <store>/manifests/<trial>.json                  what counts: one a trial
+    <store>/<table>/trial=<trial>/part-*.parquet    readings from one step on
+    <store>/checkpoints/trial=<trial>/              the engine's own
 
-A data file is written under a temporary name, forced to the disk and renamed; then a manifest that names it takes
-the place of the one before. That last rename is the commit: whatever a crash leaves behind that no manifest names
-was never there. So readers trust manifests, never a listing, and no path in a manifest is absolute: a store may be
-moved. The step of a row decides what a resumed trial repeats: training that goes on from step s takes every reading
-of step s and later again, so `rewind(s)` forgets those.
+A data file is written whole under a name that no other content has; then a manifest that names it takes the place of
+the version that this writer saw last. That is the commit: whatever a crash leaves behind that no manifest names was
+never there, and an attempt that slept while another took its trial commits nothing. So readers trust manifests, never
+a listing, and no path in a manifest is absolute: a store may be moved. The step of a row decides what a resumed trial
+repeats: training that goes on from step s takes every reading of step s and later again, so `rewind(s)` forgets those.
 """
 
 import hashlib
 import importlib.metadata
 import io
 import json
-import os
 import re
 import time
 from collections.abc import Iterable, Sequence
@@ -23,10 +22,9 @@ from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
-from itertools import count
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -34,7 +32,23 @@ import pyarrow.parquet as pq
 from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # the one of `typing` lacks what pydantic needs before Python 3.12
 
+from bnscale.storage import Storage, StoreFailure, Version, reason, storage
 from bnscale.trial import Outcome, Refusal, Trial, near
+
+__all__ = [
+    "Facts",
+    "Footer",
+    "Manifest",
+    "Part",
+    "Store",
+    "StoreFailure",
+    "TakenOver",
+    "Writer",
+    "columns_of",
+    "footer",
+]
+
+FORMAT: Final = 2  # of manifests and of data files that are written; 1 had neither a fence nor footers, and is read
 
 RESERVED = ("manifests", "checkpoints", "trials", "cells")  # folders and views that are no probe's
 
@@ -44,10 +58,8 @@ _ARROW = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_
     tuple[float, ...]: pa.list_(pa.float64()),
 }
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-
-
-class StoreFailure(OSError):
-    """The disk or another process stands in the way. What was committed before stays readable."""
+_BY_ATTEMPT = re.compile(r"-a(\d+)-[0-9a-f]{8}\.parquet$")
+_FOOTER = b"bnscale"  # the key of a data file's metadata
 
 
 class TakenOver(StoreFailure):
@@ -105,7 +117,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1]  # a later bnscale that writes another says so here
+    format: Literal[1, 2]  # a later bnscale that writes another says so here
     bnscale: str
     trial: str
     fingerprint: str
@@ -114,6 +126,7 @@ class Manifest(BaseModel):
     kept: dict[str, str]  # the same for tables that an earlier training of this trial has read whole
     outcome: Outcome | None  # None while it trains, and after a kill
     attempts: int
+    fence: int = 0  # of the lease under which the last attempt began; none with a lower one begins any more
     step: int  # updates behind the rows that count
     total_steps: int
     facts: Facts
@@ -135,67 +148,140 @@ class Manifest(BaseModel):
         return Trial.recall(self.fields)
 
 
-class Store:
-    """A folder of readings of many trials, each written by one process and read by any number.
+class Footer(BaseModel):
+    """What a data file says of itself: enough to write its trial's manifest anew where that is lost."""
 
-    Raises `Refusal` where the folder cannot be written.
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[2] = 2
+    bnscale: str
+    trial: str
+    fingerprint: str
+    fields: dict[str, Any]
+    total_steps: int
+    probes: dict[str, str]  # of the training that wrote it
+    table: str
+    columns: dict[str, str]  # of the table, in SQL types
+    first_step: int  # no row is of an earlier step
+    last_step: int  # of its last row
+    attempt: int
+    rewinds: int  # that this attempt had made when it wrote the file
+    start: int | None  # the step of the last of them: of files written before it, those count whose rows are earlier
+    whole: bool  # all rows of the table up to then: no earlier file counts beside it
+
+
+def footer(content: pa.NativeFile | Path | io.BytesIO) -> Footer | None:
+    """Of a data file; None where it was written before there were any. Raises `ValueError` for no Parquet file."""
+    try:
+        said = (pq.read_metadata(content).metadata or {}).get(_FOOTER)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"is no Parquet file ({error})") from None
+    return None if said is None else Footer.model_validate_json(said)
+
+
+def standing(footers: dict[str, Footer]) -> list[str]:
+    """Of the files of one table of one trial, by name: those that count where no manifest says so, in order.
+
+    What a killed attempt had written and not committed may be among them; the trial then rewinds to its checkpoint.
+    """
+    counting: dict[str, Footer] = {}
+
+    def turn(about: Footer) -> tuple[int, int]:
+        return about.attempt, about.rewinds
+
+    for name, about in sorted(footers.items(), key=lambda each: (turn(each[1]), each[1].whole, each[1].first_step)):
+        if about.whole:
+            counting = {}
+        elif about.start is not None:
+            counting = {
+                before: each
+                for before, each in counting.items()
+                if turn(each) == turn(about) or each.last_step < about.start
+            }
+        counting[name] = about
+    return sorted(counting, key=lambda name: (counting[name].first_step, turn(counting[name])))
+
+
+class Store:
+    """Readings of many trials, each written by one process and read by any number, in a folder or a bucket.
+
+    Raises `Refusal` where a folder cannot be written; whether a bucket can be is for `storage.check` to say.
     """
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
-        self.damaged: list[tuple[Path, str]] = []  # manifests the last `manifests()` could not read, and why
-        folder = self.root / "manifests"
+    def __init__(self, place: str | Path | Storage) -> None:
+        self.storage = storage(place)
+        self.url = self.storage.url
+        self.damaged: list[
+            tuple[str, str]
+        ] = []  # trials whose manifests the last `manifests()` could not read, and why
         try:
-            _need(folder)
-            if not os.access(folder, os.W_OK | os.X_OK):
-                raise PermissionError("permission denied")
+            self.storage.prepare("manifests")
         except OSError as error:
             raise Refusal(
-                f"store {self.root}: cannot be written ({_reason(error)}); choose another with --store"
+                f"store {self.url}: cannot be written ({reason(error)}); choose another with --store"
             ) from None
 
     @classmethod
-    def existing(cls, root: str | Path) -> "Store":
+    def existing(cls, place: str | Path | Storage) -> "Store":
         """A store to read; nothing is created. Raises `Refusal` where there is none."""
-        if not (Path(root) / "manifests").is_dir():
-            raise Refusal(f"store {root}: there is none; run a study that writes it, or choose another with --store")
+        kept = storage(place)
+        if not kept.holds("manifests"):
+            raise Refusal(
+                f"store {kept.url}: there is none; run a study that writes it, or choose another with --store"
+            )
         store = cls.__new__(cls)
-        store.root, store.damaged = Path(root), []
+        store.storage, store.url, store.damaged = kept, kept.url, []
         return store
 
     def manifest(self, trial_id: str) -> Manifest | None:
         """None for a trial that never began. Raises `Refusal` for a manifest that cannot be trusted."""
-        path = self._manifest_path(trial_id)
-        try:
-            return _load(path)
-        except FileNotFoundError:
-            return None
+        found = self._seen(trial_id)
+        return found and found[0]
+
+    def ids(self) -> list[str]:
+        """Of all trials that a listing shows."""
+        return [_trial_of(key) for key in self.storage.list("manifests") if key.endswith(".json")]
 
     def manifests(self) -> list[Manifest]:
-        """Of all trials, by id. What cannot be read is listed in `damaged` and hides no other trial."""
+        """Of all trials, by id. What cannot be read is listed in `damaged` and hides no other trial.
+
+        A bucket's listing may lag: a trial that began a moment ago may be missing, and only `manifest` knows it.
+        """
+        ids = self.ids()
         found, self.damaged = [], []
-        for path in sorted((self.root / "manifests").glob("*.json")):
+
+        def look(trial_id: str) -> Manifest | Exception | None:
             try:
-                found.append(_load(path))
+                return self.manifest(trial_id)
             except (Refusal, OSError) as error:
-                self.damaged.append((path, str(error)))
+                return error
+
+        for trial_id, manifest in zip(ids, self.storage.each(look, ids), strict=True):
+            if isinstance(manifest, Manifest):
+                found.append(manifest)
+            elif manifest is not None:
+                self.damaged.append((trial_id, str(manifest)))
         return found
 
-    def writer(self, trial: Trial, probes: dict[str, str], facts: dict[str, Any]) -> "Writer":
+    def writer(self, trial: Trial, probes: dict[str, str], facts: dict[str, Any], fence: int = 0) -> "Writer":
         """Open the trial's next attempt.
 
         A trial with a result is opened only for readings that it lacks, and an interrupted one goes on only if
         it reads the same; otherwise training begins anew (`Writer.anew`), and whole tables of other probes stay.
-        Raises `Refusal` for a trial that has a result and all these readings.
+        Raises `Refusal` for a trial that has a result and all these readings, `TakenOver` where an attempt has begun
+        under a later lease than that with this `fence`; 0 is for those who train under none.
         """
-        before = self.manifest(trial.id)
-        path = self._manifest_path(trial.id)
+        seen = self._seen(trial.id)
+        before = seen and seen[0]
+        path = self.where(trial.id)
         if before and before.fingerprint != trial.fingerprint:
             raise Refusal(f"trial {trial.id}: another trial with this id is in {path}; write to another store")
         if before and before.covers(probes):
             raise Refusal(
                 f"trial {trial.id}: has {before.outcome} and is trained once; to train it again delete {path}"
             )
+        if before and before.fence > fence > 0:
+            raise TakenOver(f"trial {trial.id}: a later lease ({before.fence}) has taken over from this one ({fence})")
         anew = before is not None and (before.has_result or before.probes != probes)
         kept = {} if not before else before.kept | before.probes if before.has_result else before.kept
         kept = {table: cadence for table, cadence in kept.items() if table not in probes}
@@ -203,7 +289,7 @@ class Store:
         inherited = {name: value for name, value in before.facts.items() if name not in _ENDINGS} if before else {}
         lasting = {name: inherited[name] for name in ("started", "seconds") if name in inherited}
         manifest = Manifest(
-            format=1,
+            format=FORMAT,
             bnscale=_version(),
             trial=trial.id,
             fingerprint=trial.fingerprint,
@@ -212,37 +298,75 @@ class Store:
             kept=kept,
             outcome=None,
             attempts=before.attempts + 1 if before else 1,
+            fence=fence or (before.fence if before else 0),
             step=before.step if before and not anew else 0,
             total_steps=trial.total_steps,
             facts=_checked(trial.id, {"started": datetime.now(UTC)} | inherited | facts | lasting),
             columns=before.columns if before else {},
             parts={table: parts[table] for table in kept if table in parts} if anew else parts,
         )
-        return Writer(self, manifest, anew=anew)
+        return Writer(self, manifest, seen and seen[1], anew=anew)
 
     def stop_early(self, trial_id: str) -> None:
         """Note that successive halving gave up on a trial that nobody trains any more."""
-        manifest = self.manifest(trial_id)
-        if manifest is not None and manifest.outcome is None:
-            facts: Facts = {**manifest.facts, "stopped_early": True}
-            changed = manifest.model_copy(update={"facts": facts})
-            _replace(self._manifest_path(trial_id), (changed.model_dump_json(indent=1) + "\n").encode())
+        while (seen := self._seen(trial_id)) and seen[0].outcome is None:
+            facts: Facts = {**seen[0].facts, "stopped_early": True}
+            if self.storage.swap(_manifest(trial_id), _text(seen[0].model_copy(update={"facts": facts})), seen[1]):
+                return
 
-    def checkpoints(self, trial_id: str) -> Path:
-        """The folder for the trial's checkpoints, which the engine creates."""
-        return self.root / "checkpoints" / f"trial={trial_id}"
+    def checkpoints(self, trial_id: str) -> Storage:
+        """Where the trial's checkpoints are kept; the engine writes them."""
+        return self.storage.below(f"checkpoints/trial={trial_id}")
 
-    def folder(self, table: str, trial_id: str) -> Path:
-        return self.root / table / f"trial={trial_id}"
+    def silence(self, trial_id: str) -> float:
+        """Seconds since the trial's manifest was written, by the clock of this machine: for people only."""
+        return self.storage.age(_manifest(trial_id))
+
+    def where(self, trial_id: str) -> str:
+        """What a message calls the trial's manifest."""
+        return f"{self.url}/{_manifest(trial_id)}"
+
+    def key(self, table: str, trial_id: str, part: Part) -> str:
+        """Of a data file."""
+        return f"{_folder(table, trial_id)}/{part.file}"
+
+    def named(self, manifest: Manifest) -> list[tuple[str, str, Part]]:
+        """Table, key and promise of every data file of a trial that counts."""
+        return [
+            (table, self.key(table, manifest.trial, part), part)
+            for table, parts in manifest.parts.items()
+            for part in parts
+        ]
 
     def files(self, table: str, trials: set[str] | None = None) -> list[Path]:
-        """The data files of a table that count, of these trials or of all."""
+        """The data files of a table that count, of these trials or of all, where this machine can read them."""
         return [
-            self.folder(table, manifest.trial) / part.file
+            self.storage.local(self.key(table, manifest.trial, part), part.sha256)
             for manifest in self.manifests()
             if trials is None or manifest.trial in trials
             for part in manifest.parts.get(table, [])
         ]
+
+    def flaw(self, key: str, part: Part) -> str | None:
+        """What is wrong with a file that a manifest names, as far as its size tells."""
+        try:
+            size = self.storage.size(key)
+        except OSError as error:
+            return reason(error)
+        if size is None:
+            return "no such file or directory"
+        return None if size == part.bytes else f"has {size} bytes and its manifest says {part.bytes}"
+
+    def damage(self, key: str, part: Part) -> str | None:
+        """What is wrong with a file that a manifest names; reads all of it."""
+        wrong = self.flaw(key, part)
+        if wrong:
+            return wrong
+        try:
+            found = hashlib.sha256(self.storage.read(key)).hexdigest()
+        except OSError as error:
+            return reason(error)
+        return None if found == part.sha256 else "its checksum is not the one of its manifest"
 
     def trials_table(self, manifests: Sequence[Manifest] | None = None) -> pa.Table:
         """One row per trial: its fields, its outcome and what is known of it. Times are UTC."""
@@ -258,26 +382,61 @@ class Store:
         schema = pa.schema([(name, _ARROW[_kind(type_)[0]]) for name, type_ in (columns | facts).items()])
         return pa.Table.from_pylist(rows, schema=schema)
 
-    def _manifest_path(self, trial_id: str) -> Path:
-        return self.root / "manifests" / f"{trial_id}.json"
+    def _seen(self, trial_id: str) -> tuple[Manifest, Version] | None:
+        """A trial's manifest as it is now, and its version."""
+        try:
+            content, version = self.storage.get(_manifest(trial_id))
+        except FileNotFoundError:
+            return None
+        return _load(content, trial_id, self.where(trial_id)), version
+
+
+def _manifest(trial_id: str) -> str:
+    return f"manifests/{trial_id}.json"
+
+
+def _trial_of(key: str) -> str:
+    return key.removeprefix("manifests/").removesuffix(".json")
+
+
+def _folder(table: str, trial_id: str) -> str:
+    return f"{table}/trial={trial_id}"
+
+
+def _text(manifest: Manifest) -> bytes:
+    return (manifest.model_dump_json(indent=1) + "\n").encode()
 
 
 class Writer:
     """Writes the readings of one attempt at one trial. Nothing counts before a `flush`, a `rewind` or the `finish`.
 
-    Raises `StoreFailure` where the disk fails; the same call may then be made again.
+    Raises `StoreFailure` where the storage fails; the same call may then be made again. Raises `TakenOver` where
+    another attempt has begun: this one commits no more.
     """
 
-    def __init__(self, store: Store, manifest: Manifest, *, anew: bool) -> None:
-        self.anew = anew  # checkpoints of an earlier training must not be gone on from
+    def __init__(self, store: Store, manifest: Manifest, version: Version | None, *, anew: bool) -> None:
+        self.anew = anew  # checkpoints of an earlier training are of no use to this one
         self._store = store
+        self._storage = store.storage
         self._rows: dict[str, list[Any]] = {}
         self._columns = dict(manifest.columns)
         self._kinds: dict[str, type] = {}
         self._first = manifest.step  # of the next part
+        self._rewinds = 0
+        self._start: int | None = None  # of the last of them
+        self._written: set[str] = set()  # keys of data files
         self._clock = time.monotonic()
         self._seconds_before = manifest.facts.get("seconds") or 0.0
+        self._manifest = manifest
+        self._version = version
+        # Commits that failed, each with how many rows of each table it has: one of them may stand all the same.
+        self._doubts: list[tuple[Manifest, dict[str, int]]] = []
         self._commit(manifest)
+
+    @property
+    def reached(self) -> int:
+        """Updates behind the rows that count: a checkpoint of a later step is of no use, rows before it are missing."""
+        return self._manifest.step
 
     def write(self, table: str, rows: Iterable[Any]) -> None:
         """Rows of one dataclass per table. Raises `Refusal`, and takes none of them, where a row is of another type."""
@@ -320,7 +479,7 @@ class Writer:
     def flush(self, step: int) -> None:
         """Commit all that was written; the next rows are of `step` and later."""
         assert step >= self._first, f"flush at {step} after {self._first}"
-        self._stand()
+        self._settle()
         parts = {table: list(listed) for table, listed in self._manifest.parts.items()}
         for table in self._rows:
             self._append(parts, table)
@@ -329,7 +488,8 @@ class Writer:
 
     def rewind(self, step: int) -> None:
         """Forget every row of `step` and later: training goes on from there, and will read them again."""
-        self._stand()
+        self._settle()
+        self._rewinds, self._start = self._rewinds + 1, step
         parts: dict[str, list[Part]] = {}
         for table, listed in self._manifest.parts.items():
             if table in self._manifest.kept:
@@ -340,10 +500,12 @@ class Writer:
                 if part.first_step < step <= part.last_step:
                     rows = self._read(table, part)
                     earlier = rows.filter(pc.less(rows["step"], step))
-                    self._place(parts, table, f"part-{part.first_step}", earlier, part.first_step)
+                    self._place(parts, table, earlier, part.first_step)
         if parts != self._manifest.parts or step != self._manifest.step:
             self._commit(self._changed(step=step, parts=parts))
             self._sweep()
+        elif self._storage.get(_manifest(self._manifest.trial))[1] != self._version:
+            raise self._overtaken()
         self._rows.clear()
         self._first = step
 
@@ -352,7 +514,7 @@ class Writer:
 
         A result has one file a table. A failed trial keeps its parts: its next attempt rewinds.
         """
-        self._stand()
+        self._settle()
         known = _checked(self._manifest.trial, facts)
         given = known.get("seconds")
         known["seconds"] = self._seconds() if given is None else self._seconds_before + given
@@ -370,7 +532,7 @@ class Writer:
     def _append(self, parts: dict[str, list[Part]], table: str) -> None:
         """Add the waiting rows of a table as one more part."""
         if self._rows.get(table):
-            self._place(parts, table, f"part-{self._first}", self._waiting(table), self._first)
+            self._place(parts, table, self._waiting(table), self._first)
 
     def _merge(self, parts: dict[str, list[Part]], table: str) -> bool:
         """Make one part of all of them and the waiting rows; False where nothing is gained or one cannot be read."""
@@ -384,37 +546,55 @@ class Writer:
         if self._rows.get(table):
             pieces.append(self._waiting(table))
         parts[table] = []
-        self._place(
-            parts,
-            table,
-            "whole",
-            pa.concat_tables(pieces, promote_options="default"),
-            min(part.first_step for part in listed),
-        )
+        first = min(part.first_step for part in listed)
+        self._place(parts, table, pa.concat_tables(pieces, promote_options="default"), first, of="whole")
         return True
 
-    def _place(self, parts: dict[str, list[Part]], table: str, stem: str, rows: pa.Table, first_step: int) -> None:
+    def _place(
+        self,
+        parts: dict[str, list[Part]],
+        table: str,
+        rows: pa.Table,
+        first: int,
+        of: Literal["part", "whole"] = "part",
+    ) -> None:
         """Write a data file and list it. Content that is listed already, as in a repeated flush, is left alone."""
         if not rows.num_rows:
             return
-        content = _encode(rows)
+        mine = self._manifest
+        last = pc.max(rows["step"]).as_py()
+        about = Footer(
+            bnscale=mine.bnscale,
+            trial=mine.trial,
+            fingerprint=mine.fingerprint,
+            fields=mine.fields,
+            total_steps=mine.total_steps,
+            probes=mine.probes,
+            table=table,
+            columns=self._columns[table],
+            first_step=first,
+            last_step=last,
+            attempt=mine.attempts,
+            rewinds=self._rewinds,
+            start=self._start,
+            whole=of == "whole",
+        )
+        content = _encode(rows, about)
+        sha256 = hashlib.sha256(content).hexdigest()
+        if any(each.sha256 == sha256 for each in parts.get(table, [])):
+            return
+        # The name is of this content and no other: what a manifest names is never written over.
         part = Part(
-            file="",
-            first_step=first_step,
-            last_step=pc.max(rows["step"]).as_py(),
+            file=f"{of}-{first}-a{mine.attempts}-{sha256[:8]}.parquet",
+            first_step=first,
+            last_step=last,
             rows=rows.num_rows,
             bytes=len(content),
-            sha256=hashlib.sha256(content).hexdigest(),
+            sha256=sha256,
         )
-        if any(each.sha256 == part.sha256 for each in parts.get(table, [])):
-            return
-        # A file that the manifest names must stay as it is until the next manifest stands.
-        taken = {each.file for each in self._manifest.parts.get(table, []) + parts.get(table, [])}
-        names = (f"{stem}.parquet" if again == 1 else f"{stem}-{again}.parquet" for again in count(1))
-        part = part.model_copy(update={"file": next(name for name in names if name not in taken)})
-        path = self._store.folder(table, self._manifest.trial) / part.file
-        _replace(path, content)
-        _settle(path)
+        key = self._store.key(table, mine.trial, part)
+        self._written.add(key)
+        self._storage.write(key, content)
         parts.setdefault(table, []).append(part)
 
     def _waiting(self, table: str) -> pa.Table:
@@ -424,67 +604,81 @@ class Writer:
         return pa.table({name: [getattr(row, name) for row in rows] for name in kinds}, schema=schema)
 
     def _read(self, table: str, part: Part) -> pa.Table:
-        path = self._store.folder(table, self._manifest.trial) / part.file
-        wrong = damage(path, part)
-        if wrong:
-            raise StoreFailure(f"{path}: {wrong}; delete the trial's manifest to train it again")
-        return pq.ParquetFile(path).read()  # without the column `trial`, which only the path holds
+        key = self._store.key(table, self._manifest.trial, part)
+        try:
+            content = self._storage.read(key)
+        except FileNotFoundError:
+            content = b""
+        if hashlib.sha256(content).hexdigest() != part.sha256:
+            wrong = self._store.damage(key, part)
+            raise StoreFailure(f"{self._store.url}/{key}: {wrong}; delete the trial's manifest to train it again")
+        # `pq.ParquetFile` adds no column `trial`, which only the path holds.
+        return pq.ParquetFile(io.BytesIO(content)).read()
 
     def _sweep(self) -> None:
-        """Delete what no manifest names any more."""
-        for table in self._manifest.columns:
-            named = {part.file for part in self._manifest.parts.get(table, [])}
-            # An orphan is never read, so one that cannot be deleted costs nothing but its space.
+        """Delete what no manifest names any more. Of later attempts nothing: one may have begun since our commit."""
+        mine = self._manifest
+        named = {key for _, key, _ in self._store.named(mine)}
+        # An orphan is never read, so one that cannot be deleted costs nothing but its space.
+        with suppress(OSError):
+            for key in sorted(self._written - named):
+                self._storage.delete(key)
+        self._written &= named
+        if mine.attempts == 1:
+            return
+        for table in mine.columns:
             with suppress(OSError):
-                for path in self._store.folder(table, self._manifest.trial).iterdir():
-                    if path.name not in named:
-                        _delete(path)
+                self._storage.sweep(
+                    _folder(table, mine.trial), lambda key: key not in named and _attempt(key) <= mine.attempts
+                )
 
     # --- the manifest ---------------------------------------------------------------------------
 
-    def _stand(self) -> None:
-        """Raises `TakenOver` where a later attempt has."""
-        mine = self._manifest
-        now = self._store.manifest(mine.trial)
-        if now is None or now.attempts != mine.attempts:
-            there = f"attempt {now.attempts} has taken over" if now else "its manifest was deleted"
-            raise TakenOver(f"trial {mine.trial}: {there}; attempt {mine.attempts} writes no more")
+    def _settle(self) -> bool:
+        """Whether a commit that failed stands all the same, as after a lost reply. If so its rows wait no longer."""
+        if not self._doubts:
+            return False
+        try:
+            content, version = self._storage.get(_manifest(self._manifest.trial))
+        except FileNotFoundError:
+            return False
+        for manifest, counts in self._doubts:
+            if content == _text(manifest):
+                self._manifest, self._version = manifest, version
+                self._rows = {table: rows[counts.get(table, 0) :] for table, rows in self._rows.items()}
+                self._doubts = []
+                return True
+        return False
 
     def _changed(self, facts: dict[str, Any] | Facts | None = None, **changes: Any) -> Manifest:
         changes |= {"columns": dict(self._columns), "facts": {**self._manifest.facts, **(facts or {})}}
         return self._manifest.model_copy(update=changes)
 
     def _commit(self, manifest: Manifest) -> None:
-        path = self._store._manifest_path(manifest.trial)
-        _replace(path, (manifest.model_dump_json(indent=1) + "\n").encode())
-        # From here on it is committed, even where forcing the folder to the disk fails: no row may wait any longer.
-        self._manifest = manifest
+        key, content = _manifest(manifest.trial), _text(manifest)
+        while True:
+            doubt = (manifest, {table: len(rows) for table, rows in self._rows.items()})
+            self._doubts.append(doubt)
+            if self._version is None:
+                version = self._storage.create(key, content)
+            else:
+                version = self._storage.swap(key, content, self._version)
+            if version is not None:
+                break
+            self._doubts.remove(doubt)
+            if not self._settle():  # a commit in doubt may have come late
+                raise self._overtaken()
+        self._manifest, self._version, self._doubts = manifest, version, []
         self._rows.clear()
-        _settle(path)
+
+    def _overtaken(self) -> TakenOver:
+        mine = self._manifest
+        now = self._store.manifest(mine.trial)
+        there = f"attempt {now.attempts} has taken over" if now else "its manifest was deleted"
+        return TakenOver(f"trial {mine.trial}: {there}; attempt {mine.attempts} writes no more")
 
     def _seconds(self) -> float:
         return self._seconds_before + time.monotonic() - self._clock
-
-
-def flaw(path: Path, part: Part) -> str | None:
-    """What is wrong with a file that a manifest names, as far as its size tells."""
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        return _reason(error)
-    return None if size == part.bytes else f"has {size} bytes and its manifest says {part.bytes}"
-
-
-def damage(path: Path, part: Part) -> str | None:
-    """What is wrong with a file that a manifest names; reads all of it."""
-    wrong = flaw(path, part)
-    if wrong:
-        return wrong
-    try:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        return _reason(error)
-    return None if found == part.sha256 else "its checksum is not the one of its manifest"
 
 
 def columns_of(row: type) -> dict[str, str]:
@@ -527,13 +721,24 @@ def _kind(annotation: Any) -> tuple[Any, bool]:
     return annotation, False
 
 
-def _encode(rows: pa.Table) -> bytes:
+def _encode(rows: pa.Table, about: Footer) -> bytes:
     # Parquet's statistics of a column leave NaN out, and DuckDB 2.0 believes them: `x = 'nan'` is never true for it,
     # and `nullif(x, 'nan')` becomes x. So floats carry none.
     exact = [field.name for field in rows.schema if not pa.types.is_floating(field.type)]
     sink = io.BytesIO()
-    pq.write_table(rows, sink, compression="zstd", write_page_checksum=True, write_statistics=exact)
+    # Arrow's own schema is not stored: its types are Parquet's here.
+    with pq.ParquetWriter(
+        sink, rows.schema, compression="zstd", write_page_checksum=True, write_statistics=exact, store_schema=False
+    ) as file:
+        file.write_table(rows)
+        file.add_key_value_metadata({_FOOTER: about.model_dump_json()})
     return sink.getvalue()
+
+
+def _attempt(key: str) -> int:
+    """That wrote a data file; 0 where names did not say."""
+    found = _BY_ATTEMPT.search(key)
+    return int(found[1]) if found else 0
 
 
 def _checked(trial_id: str, facts: dict[str, Any]) -> Facts:
@@ -549,98 +754,29 @@ def _checked(trial_id: str, facts: dict[str, Any]) -> Facts:
         raise Refusal(f"trial {trial_id}, {message}") from None
 
 
-# --- files: every change of the disk is one of these calls ----------------------------------------
-
-
-def _write(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _rename(source: Path, target: Path) -> None:
-    os.replace(source, target)
-
-
-def _make(folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _delete(path: Path) -> None:
-    path.unlink(missing_ok=True)
-
-
-def _need(folder: Path) -> None:
-    """Create a folder and those above it, durably."""
-    if not folder.is_dir():
-        _need(folder.parent)
-        _make(folder)
-        _sync(folder.parent)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """This content under this name, or what was there before."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        _need(path.parent)
-        _write(temporary, content)
-        _rename(temporary, path)
-    except OSError as error:
-        with suppress(OSError):
-            _delete(temporary)
-        raise _failure(path, error) from error
-
-
-def _settle(path: Path) -> None:
-    """Make a rename survive a power cut."""
-    try:
-        _sync(path.parent)
-    except OSError as error:
-        raise _failure(path, error) from error
-
-
-def _failure(path: Path, error: OSError) -> StoreFailure:
-    failure = StoreFailure(
-        f"{path}: cannot be written ({_reason(error)}); what was committed is safe: mend that and run again"
-    )
-    failure.errno = error.errno
-    return failure
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
-
-
-def _load(path: Path) -> Manifest:
-    content, newer = path.read_bytes(), ""
+def _load(content: bytes, trial_id: str, where: str) -> Manifest:
+    newer = ""
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
         with suppress(ValueError):
             match json.loads(content):
-                case {"format": int(made), "bnscale": by} if made > 1:
-                    newer = f"manifest {path}: was made by bnscale {by} (format {made}); update bnscale"
+                case {"format": int(made), "bnscale": by} if made > FORMAT:
+                    newer = f"manifest {where}: was made by bnscale {by} (format {made}); update bnscale"
         if newer:
             raise Refusal(newer) from None
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        wrong = f"{where}: {first['msg']}" if where else first["msg"]
-        raise Refusal(f"manifest {path}: is damaged ({wrong}); delete it to train the trial again") from None
+        at = ".".join(map(str, first["loc"]))
+        wrong = f"{at}: {first['msg']}" if at else first["msg"]
+        raise Refusal(f"manifest {where}: is damaged ({wrong}); delete it to train the trial again") from None
     try:
         recalled = manifest.recalled
     except Refusal as error:
-        raise Refusal(f"manifest {path}: made by bnscale {manifest.bnscale} and not understood here: {error}") from None
-    if recalled.fingerprint != manifest.fingerprint or manifest.trial != path.stem:
-        raise Refusal(f"manifest {path}: its fields are another trial's; delete it to train the trial again")
+        raise Refusal(
+            f"manifest {where}: made by bnscale {manifest.bnscale} and not understood here: {error}"
+        ) from None
+    if recalled.fingerprint != manifest.fingerprint or manifest.trial != trial_id:
+        raise Refusal(f"manifest {where}: its fields are another trial's; delete it to train the trial again")
     return manifest
 
 

@@ -5,8 +5,8 @@ needed to go on is weights, running statistics, momentum and one integer. Nothin
 what is trained.
 """
 
+import contextlib
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -35,11 +35,13 @@ class Job:
 
     trial: Trial
     probes: dict[Probe, Cadence]
-    store: str  # absolute path
+    store: str  # absolute path, or the address of a bucket
     data: str  # absolute path of the data folder
     commit: str | None  # of the code that declared the trial; None outside of git
     zero: int  # ZeRO stage of a gang, 0 or 1
     save_every: float  # seconds between checkpoints: what a killed worker loses at most
+    attempts: int = 0  # that there had been when it was planned
+    fence: int = 0  # of the lease under which it is trained; 0 for none
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,11 @@ class Progress:
 class Notebook(Protocol):
     """Where rows go: a store's writer, or nowhere for workers that do not lead."""
 
+    @property
+    def reached(self) -> int | None:
+        """Updates behind the rows that count: before a later checkpoint there would be rows missing. None: any."""
+        ...
+
     def write(self, table: str, rows: list[Any]) -> None: ...
     def flush(self, step: int) -> None: ...
     def rewind(self, step: int) -> None: ...
@@ -74,7 +81,7 @@ def train(
     stop: Callable[[], bool],
 ) -> Iterator[Progress]:
     """From the newest checkpoint to the end; yields often, and saves and returns when told to stop."""
-    step, saved = engine.restore()
+    step, saved = engine.restore(notebook.reached)
     notebook.rewind(step)
     share = _share(trial, engine.gang)
     every = LOOK_EVERY[engine.gang.device.type]
@@ -153,6 +160,8 @@ def _accuracy(rows: list[Any], before: float | None) -> float | None:
 class _Nowhere:
     """The notebook of a worker that does not lead: its rows are the leader's."""
 
+    reached = None
+
     def write(self, table: str, rows: list[Any]) -> None: ...
     def flush(self, step: int) -> None: ...
     def rewind(self, step: int) -> None: ...
@@ -170,7 +179,7 @@ def fail(job: Job, error: str) -> None:
     before = store.manifest(job.trial.id)
     if before and before.covers(readings(job.probes)):
         return
-    writer = store.writer(job.trial, readings(job.probes), {"commit": job.commit})
+    writer = store.writer(job.trial, readings(job.probes), {"commit": job.commit}, job.fence)
     writer.finish(Outcome.FAILED, before.step if before else 0, {"error": error})
 
 
@@ -212,9 +221,10 @@ def run(job: Job, gang: Gang, threads: int, stop: Callable[[], bool]) -> Iterato
             "parameters": sum(p.numel() for p in network.parameters()),
             "trainable_parameters": sum(p.numel() for p in trained(network).values()),
         }
-        writer = store.writer(trial, readings(job.probes), facts)
+        writer = store.writer(trial, readings(job.probes), facts, job.fence)
         if writer.anew:
-            shutil.rmtree(checkpoints, ignore_errors=True)
+            with contextlib.suppress(OSError):  # `Writer.reached` keeps training from going on from one
+                checkpoints.remove("")
         notebook = writer
     try:
         yield from train(trial, engine, data, notebook, job.probes, job.save_every, stop)

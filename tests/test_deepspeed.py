@@ -48,6 +48,7 @@ from bnscale.probes import (
     timing,
     weight_scaling,
 )
+from bnscale.storage import storage
 from bnscale.trial import (
     Affine,
     Augmentation,
@@ -139,7 +140,7 @@ def meet(rank: int, workers: int, port: int) -> None:
 def engine_for(of: Trial, zero: int, checkpoints: str = "none") -> Any:
     from bnscale.engine.deepspeed import DeepSpeedEngine
 
-    return DeepSpeedEngine(networks.build(of), of, gang, folder / checkpoints, zero)
+    return DeepSpeedEngine(networks.build(of), of, gang, storage(folder / checkpoints), zero)
 
 
 def updates(engine: Any, of: Trial, steps: range) -> list[float]:
@@ -369,7 +370,7 @@ def test_a_restored_gang_goes_on_to_the_last_bit(two, first, then):
 def handed_over(rank: int, of: Trial, zero: int) -> dict[str, Any]:
     """One update by one worker, two by two, and the rest by one: the same folder all the way."""
     where = f"handed-{zero}"
-    disk = folder / where
+    disk = storage(folder / where)
 
     def local(steps: range) -> dict[str, Any]:
         engine = LocalEngine(networks.build(of), of, Gang(), disk)
@@ -406,7 +407,7 @@ def saved(rank: int, of: Trial, zero: int, steps: int) -> dict[str, Tensor] | No
     updates(engine, of, range(steps))
     engine.save(steps, {})
     engine.close()
-    found = checkpoint.newest(folder / f"saved-{zero}")
+    found = checkpoint.newest(storage(folder / f"saved-{zero}"))
     return found.tensors if found else None
 
 

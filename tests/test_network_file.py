@@ -21,6 +21,7 @@ from bnscale.data import Resident
 from bnscale.engine import Gang
 from bnscale.engine.checkpoint import write
 from bnscale.networks import build
+from bnscale.storage import storage
 from bnscale.store import Store
 from bnscale.train import Job, fail, run
 from bnscale.trial import (
@@ -247,7 +248,7 @@ def test_an_earlier_file_is_replaced_whole_or_stays(file, results, tmp_path, mon
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bnscale.engine.checkpoint.os.fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(Refusal, match="cannot be written \\(no space left on device\\); choose another place"):
         network_file.export(Store.existing(store), trial.id, file)
     assert file.read_bytes() == before
@@ -274,10 +275,10 @@ def test_a_beginning_of_several_ids_is_refused_and_a_whole_id_is_not(tmp_path, c
     trials = [digits(lr=0.1 * i) for i in range(1, 6)]
     for trial in trials:
         store.writer(trial, {}, {}).finish(Outcome.DIVERGED, 3, {"diverged_step": 2})
-    said = command("export-network", "resnet8", "--out", tmp_path / "n", "--store", store.root)
+    said = command("export-network", "resnet8", "--out", tmp_path / "n", "--store", store.url)
     assert said.startswith("trial resnet8: 5 trials begin so: resnet8-bn-lr0.1-s0-")
     assert said.endswith(" and 2 more; write more of the id\n")
-    said = command("export-network", trials[0].id, "--out", tmp_path / "n", "--store", store.root)
+    said = command("export-network", trials[0].id, "--out", tmp_path / "n", "--store", store.url)
     assert said.startswith(f"trial {trials[0].id}: diverged at step 2, so no trained network is left; ")
 
 
@@ -311,7 +312,12 @@ def test_a_checkpoint_that_is_missing_damaged_or_of_another_torch_is_refused(tmp
     about.write_text(json.dumps(facts))
 
     content = tensors.read_bytes()
-    write(folder, 2, {name: value for name, value in load_file(tensors).items() if "norm1" not in name}, facts["facts"])
+    write(
+        storage(folder),
+        2,
+        {name: value for name, value in load_file(tensors).items() if "norm1" not in name},
+        facts["facts"],
+    )
     assert "its checkpoint has other tensors than the network of bnscale" in command(*out)
     about.write_text(json.dumps(facts))
     tensors.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

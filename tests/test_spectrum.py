@@ -15,6 +15,7 @@ from bnscale.engine.local import LocalEngine
 from bnscale.networks import build
 from bnscale.probes import END, Snapshot, spectrum, spectrum_histogram
 from bnscale.probes.spectrum import _singular_values, edge
+from bnscale.storage import storage
 from bnscale.train import train
 from bnscale.trial import Augmentation, Data, Network, Norm, Outcome, Placement, Trainable, WeightInit
 
@@ -85,9 +86,11 @@ def test_another_network_has_none():
 
 def test_a_trial_of_no_steps_is_measured_at_its_initialisation_and_left_there(tmp_path):
     trial = snapshot().trial
-    engine = LocalEngine(build(trial), trial, Gang(), tmp_path)
+    engine = LocalEngine(build(trial), trial, Gang(), storage(tmp_path))
 
     class Notebook:
+        reached = None
+
         def __init__(self) -> None:
             self.rows: list[Any] = []
             self.ending: Any = None

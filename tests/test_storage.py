@@ -84,8 +84,12 @@ def test_a_listing_has_the_keys_below_a_folder_in_order(kept: Storage) -> None:
         kept.write(key, b"")
     assert kept.list("x") == ["x/a", "x/b", "x/y/c"]
     assert kept.list("nowhere") == []
-    kept.sweep("x", {"x/b"})
+    kept.sweep("x", lambda key: key != "x/b")
     assert kept.list("x") == ["x/b"]
+    below = kept.below("x")
+    assert below.list("") == ["b"]
+    assert below.read("b") == kept.read("x/b")
+    assert [kept.holds(each) for each in ("x", "nowhere")] == [True, False]
     kept.remove("x")
     kept.remove("nowhere")
     assert kept.list("x") == []

@@ -1,35 +1,33 @@
-"""The store under kills, full disks, retries and wrong values: no committed row is lost and none is there twice.
+"""The store under retries, sleeping writers and wrong values: no committed row is lost and none is there twice.
 
-Run as a program it is the victim: it lives a trial's life again and again, and dies at every file operation in turn.
+Deaths and failures at every file operation are in tests/faults.
 """
 
-import errno
+import hashlib
+import json
 import math
 import os
-import shutil
-import subprocess
-import sys
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from examples import digits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bnscale import store as files
-from bnscale.store import Store, StoreFailure, Writer
+from bnscale import storage as files
+from bnscale.storage import StoreFailure
+from bnscale.store import Store, TakenOver, footer, standing
 from bnscale.trial import Outcome, Refusal, Trial
 
 LAST = 6
 TRIAL = digits(steps=LAST)
-SEAM = ("_write", "_rename", "_make", "_sync", "_delete")
 
 
 @dataclass(frozen=True)
@@ -52,145 +50,12 @@ def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
-def live(root: Path, every: int, saves: int, again: Callable[[Callable[[], None]], None] = lambda call: call()) -> None:
-    """One attempt at a trial, as training does it: flush each `every` steps, a checkpoint each `saves`."""
-    store = Store(root)
-    checkpoint = root / "checkpoint"
-    start = int(checkpoint.read_text()) if checkpoint.exists() else 0
-    writer: list[Writer] = []
-    again(lambda: writer.append(store.writer(TRIAL, {"curve": "1 epoch"}, {"host": "here"})))
-    notebook = writer[-1]
-    again(lambda: notebook.rewind(start))
-    for step in range(start, LAST + 1):
-        if step % every == 0:
-            again(lambda: notebook.flush(step))  # noqa: B023 (called at once)
-            (root / "flushed").write_text(str(step))
-        if step % saves == 0:
-            if step % every:
-                again(lambda: notebook.flush(step))  # noqa: B023
-            (root / "saving").write_text(str(step))
-            os.replace(root / "saving", checkpoint)
-        notebook.write("curve", [Curve(step, split, step / 3) for split in ("validation", "test")])
-        if step % 3 == 0:
-            notebook.write("gamma", [Gamma(step, layer, None) for layer in range(3)])
-    again(lambda: notebook.finish(Outcome.FINISHED, LAST, {}))
-
-
-CURVE = Counter((step, split) for step in range(LAST + 1) for split in ("validation", "test"))
-GAMMA = Counter((step, layer) for step in range(0, LAST + 1, 3) for layer in range(3))
-
-
 def rows(root: Path, table: str) -> Counter[Any]:
     found: Counter[Any] = Counter()
     for path in Store.existing(root).files(table):
         for row in pq.ParquetFile(path).read().to_pylist():
             found[tuple(row.values())[:2]] += 1
     return found
-
-
-def counted(act: Callable[[int, str, Callable[..., None], tuple[Any, ...]], None]) -> list[int]:
-    """Put `act` before every file operation; how many there were."""
-    calls = [0]
-    for name in SEAM:
-        plain = getattr(files, name)
-
-        def operation(*arguments: Any, name: str = name, plain: Callable[..., None] = plain) -> None:
-            calls[0] += 1
-            act(calls[0], name, plain, arguments)
-            plain(*arguments)
-
-        setattr(files, name, operation)
-    return calls
-
-
-@pytest.fixture
-def _mended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Puts the file operations back after the test."""
-    for name in SEAM:
-        monkeypatch.setattr(files, name, getattr(files, name))
-
-
-@pytest.fixture(scope="module")
-def victims(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """What is on the disk after a death at each file operation: before it, and half way through a write."""
-    root = tmp_path_factory.mktemp("victims")
-    path = os.pathsep.join(sys.path)
-    victim = [sys.executable, __file__, str(root)]
-    done = subprocess.run(victim, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    return sorted(path for path in root.iterdir() if path.is_dir())
-
-
-def test_a_writer_killed_at_any_file_operation_loses_no_committed_row_and_doubles_none(victims: list[Path]) -> None:
-    assert len(victims) > 60
-    outcomes = set()
-    for root in victims:
-        if not (root / "manifests").exists():
-            continue
-        assert max(rows(root, "curve").values(), default=1) == 1, root
-        assert max(rows(root, "gamma").values(), default=1) == 1, root
-        if (root / "flushed").exists():
-            flushed = int((root / "flushed").read_text())
-            assert {step for step, _ in rows(root, "curve")} >= set(range(flushed)), root
-        store = Store(root)
-        manifest = store.manifest(TRIAL.id)
-        assert not store.damaged
-        outcomes.add(manifest and manifest.outcome)
-        if manifest and manifest.outcome:
-            assert rows(root, "curve") == CURVE, root
-            assert rows(root, "gamma") == GAMMA, root
-    assert outcomes == {None, Outcome.FINISHED}
-
-
-@pytest.mark.parametrize(("every", "saves"), [(3, 3), (1, 6)])
-def test_a_killed_trial_goes_on_with_any_flush_pattern_to_the_rows_of_an_unbroken_one(
-    victims: list[Path], tmp_path: Path, every: int, saves: int
-) -> None:
-    for victim in victims:
-        root = Path(shutil.copytree(victim, tmp_path / victim.name))
-        manifest = Store(root).manifest(TRIAL.id)
-        if manifest is None or manifest.outcome is None:
-            live(root, every, saves)
-        assert rows(root, "curve") == CURVE, root
-        assert rows(root, "gamma") == GAMMA, root
-        left = {path for path in root.glob("curve/*/*")}
-        if manifest is None or manifest.outcome is None:
-            assert left == set(Store(root).files("curve")), f"{root}: orphans stay"
-
-
-@pytest.mark.usefixtures("_mended")
-@pytest.mark.parametrize(("number", "each"), [(errno.ENOSPC, 1), (errno.EACCES, 7)])
-def test_a_disk_that_fails_once_costs_a_message_and_nothing_else(tmp_path: Path, number: int, each: int) -> None:
-    failing, failures = [0], list[StoreFailure]()
-
-    def fail(call: int, name: str, plain: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-        if call == failing[0]:
-            if name == "_write":
-                plain(arguments[0], arguments[1][:10])
-            raise OSError(number, os.strerror(number))
-
-    calls = counted(fail)
-
-    def again(call: Callable[[], None]) -> None:
-        try:
-            call()
-        except StoreFailure as failure:
-            failures.append(failure)
-            assert not list(tmp_path.glob(f"{failing[0]}/**/*.tmp"))
-            call()
-
-    live(tmp_path / "0", 2, 3)
-    operations = calls[0]
-    for failing[0] in range(5, operations + 1, each):  # the first four make the folder of the store
-        calls[0] = 0
-        live(tmp_path / str(failing[0]), 2, 3, again)
-        assert rows(tmp_path / str(failing[0]), "curve") == CURVE, failing
-        assert rows(tmp_path / str(failing[0]), "gamma") == GAMMA, failing
-    for failure in failures:
-        assert failure.errno == number
-        assert str(tmp_path) in str(failure)
-        assert os.strerror(number).lower() in str(failure)
-    assert len(failures) > 0.7 * operations / each  # a deletion that fails is no failure
 
 
 @settings(max_examples=60, deadline=None)
@@ -234,10 +99,12 @@ def test_rows_count_from_the_flush_on_and_are_one_file_a_table_in_the_end(tmp_pa
     writer.write("curve", [Curve(0, "test", 2.5)])
     assert rows(tmp_path, "curve") == Counter()
     writer.flush(4)
-    assert store.files("curve") == [tmp_path / "curve" / f"trial={TRIAL.id}" / "part-0.parquet"]
+    (path,) = store.files("curve")
+    assert path.parent == tmp_path / "curve" / f"trial={TRIAL.id}"
+    assert re.fullmatch(r"part-0-a1-[0-9a-f]{8}\.parquet", path.name)
     writer.write("curve", [Curve(4, "test", 1.5)])
     writer.flush(8)
-    assert [path.name for path in store.files("curve")] == ["part-0.parquet", "part-4.parquet"]
+    assert [path.name.partition("-a1-")[0] for path in store.files("curve")] == ["part-0", "part-4"]
     writer.write("curve", [Curve(8, "test", 0.5)])
     writer.finish(Outcome.FINISHED, 10, {})
     (path,) = store.files("curve")
@@ -383,8 +250,9 @@ def test_a_damaged_part_is_not_merged_into_the_result_and_stays_named(tmp_path: 
     manifest = store.manifest(TRIAL.id)
     assert manifest is not None
     parts = manifest.parts["curve"]
-    assert [part.file for part in parts] == ["part-0.parquet", "part-1.parquet", "part-2.parquet"]
-    assert files.damage(broken, parts[0]) == f"has {parts[0].bytes - 1} bytes and its manifest says {parts[0].bytes}"
+    assert [part.file.partition("-a1-")[0] for part in parts] == ["part-0", "part-1", "part-2"]
+    key = store.key("curve", TRIAL.id, parts[0])
+    assert store.damage(key, parts[0]) == f"has {parts[0].bytes - 1} bytes and its manifest says {parts[0].bytes}"
 
 
 def test_a_trial_of_one_step_takes_few_file_operations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -457,6 +325,102 @@ def test_an_attempt_that_another_has_overtaken_writes_no_more(tmp_path: Path) ->
     assert rows(tmp_path, "curve") == Counter()
 
 
+def test_an_attempt_that_slept_commits_nothing_and_deletes_nothing_of_its_successors(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.writer(TRIAL, {}, {}).flush(0)
+    asleep = store.writer(TRIAL, {}, {})
+    asleep.write("curve", [Curve(0, "test", 1.0)])
+    asleep.flush(1)
+    awake = store.writer(TRIAL, {}, {})
+    awake.write("curve", [Curve(1, "test", 2.0)])
+    awake.flush(2)
+    asleep._sweep()  # as if it had slept between its commit and this
+    asleep.write("curve", [Curve(1, "test", 3.0)])
+    with pytest.raises(TakenOver, match="attempt 3 has taken over; attempt 2 writes no more"):
+        asleep.flush(2)
+    awake.finish(Outcome.FINISHED, 2, {})
+    (path,) = store.files("curve")
+    assert pq.ParquetFile(path).read()["loss"].to_pylist() == [1.0, 2.0]
+
+
+def test_two_that_open_a_trial_at_once_are_one_that_trains_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    for attempt in (1, 2):
+        stale = store._seen(TRIAL.id)
+        store.writer(TRIAL, {}, {})
+        with monkeypatch.context() as both_have_looked:
+            both_have_looked.setattr(store, "_seen", lambda trial_id, stale=stale: stale)
+            with pytest.raises(TakenOver):
+                store.writer(TRIAL, {}, {})
+        manifest = store.manifest(TRIAL.id)
+        assert manifest is not None
+        assert manifest.attempts == attempt
+
+
+def test_an_attempt_under_an_earlier_lease_is_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.writer(TRIAL, {}, {}, fence=2).finish(Outcome.FAILED, 0, {"error": "x"})
+    with pytest.raises(TakenOver, match=r"a later lease \(2\) has taken over from this one \(1\)"):
+        store.writer(TRIAL, {}, {}, fence=1)
+    store.writer(TRIAL, {}, {}, fence=2)
+    store.writer(TRIAL, {}, {}, fence=5)
+    manifest = store.manifest(TRIAL.id)
+    assert manifest is not None
+    assert (manifest.attempts, manifest.fence) == (3, 5)
+
+
+class _Lossy(files.Folder):
+    """A storage whose replies to manifests are lost: the change stands, and whoever asked for it hears of a failure."""
+
+    lost: ClassVar[list[bool]] = []
+
+    def swap(self, key: str, content: bytes, version: files.Version) -> files.Version | None:
+        found = super().swap(key, content, version)
+        if self.lost and self.lost.pop():
+            raise StoreFailure("the reply was lost")
+        return found
+
+
+def test_a_commit_whose_reply_was_lost_is_found_when_it_is_tried_again(tmp_path: Path) -> None:
+    store = Store(_Lossy(tmp_path))
+    writer = store.writer(TRIAL, {}, {})
+    for step in range(3):
+        writer.write("curve", [Curve(step, "test", 1.0)])
+        _Lossy.lost = [True]
+        with pytest.raises(StoreFailure, match="reply was lost"):
+            writer.flush(step + 1)
+        if step == 1:  # what was read meanwhile is no part of the lost commit
+            writer.write("curve", [Curve(step, "validation", 1.0)])
+        writer.flush(step + 1)
+    _Lossy.lost = [True]
+    with pytest.raises(StoreFailure):
+        writer.finish(Outcome.FINISHED, 3, {})
+    writer.finish(Outcome.FINISHED, 3, {})
+    expected = {(0, "test"): 1, (1, "test"): 1, (1, "validation"): 1, (2, "test"): 1}
+    assert rows(tmp_path, "curve") == Counter(expected)
+
+
+def test_a_commit_that_arrives_after_its_retry_was_sent_is_found_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(_Lossy(tmp_path))
+    writer = store.writer(TRIAL, {}, {})
+    writer.write("curve", [Curve(0, "test", 1.0)])
+    _Lossy.lost = [True]
+    with pytest.raises(StoreFailure):
+        writer.flush(1)
+    monkeypatch.setattr(writer, "_settle", _once(lambda: False, writer._settle))  # it has not arrived when we look
+    writer.write("curve", [Curve(1, "test", 1.0)])
+    writer.flush(2)
+    writer.finish(Outcome.FINISHED, 2, {})
+    assert rows(tmp_path, "curve") == Counter({(0, "test"): 1, (1, "test"): 1})
+
+
+def _once(first: Callable[[], bool], then: Callable[[], bool]) -> Callable[[], bool]:
+    turns = iter([first])
+    return lambda: next(turns, then)()
+
+
 @pytest.mark.parametrize(
     ("facts", "said"),
     [
@@ -502,18 +466,18 @@ def test_a_manifest_that_cannot_be_trusted_is_named_and_hides_no_other(tmp_path:
         store.writer(digits(seed=seed), {}, {}).finish(Outcome.FINISHED, 10, {})
     newer, cut, empty, foreign, good = sorted((tmp_path / "manifests").iterdir())
     newer.write_text(
-        newer.read_text().replace('"format": 1', '"format": 2').replace('"probes"', '"later": 1, "probes"')
+        newer.read_text().replace('"format": 2', '"format": 3').replace('"probes"', '"later": 1, "probes"')
     )
     cut.write_text(cut.read_text()[:100])
     empty.write_text("")
     foreign.write_text(foreign.read_text().replace('"depth": 8', '"depth": 14'))
     assert [manifest.trial for manifest in store.manifests()] == [good.stem]
     reasons = dict(store.damaged)
-    assert "was made by bnscale " in reasons[newer]
-    assert "(format 2); update bnscale" in reasons[newer]
-    assert "is damaged" in reasons[cut]
-    assert "is damaged" in reasons[empty]
-    assert "its fields are another trial's" in reasons[foreign]
+    assert "was made by bnscale " in reasons[newer.stem]
+    assert "(format 3); update bnscale" in reasons[newer.stem]
+    assert "is damaged" in reasons[cut.stem]
+    assert "is damaged" in reasons[empty.stem]
+    assert "its fields are another trial's" in reasons[foreign.stem]
     for path in (newer, cut, empty, foreign):
         with pytest.raises(Refusal, match=path.stem):
             store.manifest(path.stem)
@@ -528,10 +492,79 @@ def test_two_trials_of_one_id_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
         store.writer(digits(depth=14), {}, {})
 
 
+def test_a_store_of_the_format_before_is_read_and_gone_on_with(tmp_path: Path) -> None:
+    """As bnscale 0.1 wrote it: no fence, and data files without attempt and footer."""
+    store = Store(tmp_path)
+    writer = store.writer(TRIAL, {}, {})
+    for step in range(2):
+        writer.write("curve", [Curve(step, "test", 1.0)])
+        writer.flush(step + 1)
+    path = tmp_path / "manifests" / f"{TRIAL.id}.json"
+    old = json.loads(path.read_text()) | {"format": 1}
+    del old["fence"]
+    for part in old["parts"]["curve"]:
+        new = tmp_path / "curve" / f"trial={TRIAL.id}" / part["file"]
+        part["file"] = f"part-{part['first_step']}.parquet"
+        pq.write_table(pq.ParquetFile(new).read().replace_schema_metadata(None), new.with_name(part["file"]))
+        new.unlink()
+        content = new.with_name(part["file"]).read_bytes()
+        part |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        assert footer(new.with_name(part["file"])) is None
+    path.write_text(json.dumps(old))
+    assert rows(tmp_path, "curve") == Counter({(0, "test"): 1, (1, "test"): 1})
+    writer = store.writer(TRIAL, {}, {})
+    writer.rewind(1)
+    writer.write("curve", [Curve(1, "test", 2.0)])
+    writer.finish(Outcome.FINISHED, 2, {})
+    (left,) = path.parent.parent.glob("curve/*/*")
+    assert pq.ParquetFile(left).read()["loss"].to_pylist() == [1.0, 2.0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(["read", "read", "read", "flush", "flush", "kill", "rewind"]), max_size=30))
+def test_the_footers_of_data_files_say_which_of_them_count(
+    tmp_path_factory: pytest.TempPathFactory, history: list[str]
+) -> None:
+    """As the manifest does, up to the rows that only a rewind of the next attempt would forget."""
+    root = tmp_path_factory.mktemp("footers")
+    store = Store(root)
+    writer = store.writer(TRIAL, {"curve": "1 step"}, {})
+    step = 0
+    for event in history:
+        match event:
+            case "read":
+                writer.write("curve", [Curve(step, "test", 0.0)])
+                step += 1
+            case "flush":
+                writer.flush(step)
+            case _:
+                if event == "kill":
+                    writer = store.writer(TRIAL, {"curve": "1 step"}, {})
+                step = writer.reached // 2
+                writer.rewind(step)
+    writer.write("curve", [Curve(step, "test", 0.0)])
+    writer.flush(step + 1)
+    manifest = store.manifest(TRIAL.id)
+    assert manifest is not None
+    said = {path.name: footer(path) for path in root.glob("curve/*/*.parquet")}
+    assert all(said.values())
+    assert standing({name: about for name, about in said.items() if about}) == [
+        part.file for part in manifest.parts["curve"]
+    ]
+    about = next(each for each in said.values() if each)
+    assert (about.trial, about.fingerprint, about.fields) == (TRIAL.id, TRIAL.fingerprint, manifest.fields)
+    assert (about.table, about.columns, about.probes) == ("curve", manifest.columns["curve"], manifest.probes)
+    writer.finish(Outcome.FINISHED, LAST, {})
+    said = {path.name: footer(path) for path in root.glob("curve/*/*.parquet")}
+    assert standing({name: about for name, about in said.items() if about}) == [
+        path.name for path in store.files("curve")
+    ]
+
+
 def test_a_store_may_be_moved(tmp_path: Path) -> None:
-    live(tmp_path / "old", 3, 3)
+    finished(Store(tmp_path / "old"))
     (tmp_path / "old").rename(tmp_path / "new")
-    assert rows(tmp_path / "new", "curve") == CURVE
+    assert rows(tmp_path / "new", "curve") == Counter((step, "test") for step in range(LAST + 1))
 
 
 def test_a_store_that_cannot_be_is_refused_and_readers_create_nothing(tmp_path: Path) -> None:
@@ -542,37 +575,6 @@ def test_a_store_that_cannot_be_is_refused_and_readers_create_nothing(tmp_path: 
     with pytest.raises(Refusal, match="nowhere: there is none"):
         Store.existing(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
-
-
-def _victim(root: Path) -> None:
-    """Die at operation 1, 2, 3 .. of a trial's life, each time in a new process and a new store."""
-    os.fsync = lambda handle: None
-    pa.array([1])  # imports once what every child would
-    names: list[str] = []
-    plain_operations = {name: getattr(files, name) for name in SEAM}
-    counted(lambda call, name, plain, arguments: names.append(name))
-    live(root / "000", 2, 3)
-    for name, plain in plain_operations.items():
-        setattr(files, name, plain)
-    halves = [(call, True) for call, name in enumerate(names, 1) if name == "_write"]
-    for deadly, half in [(call, False) for call in range(1, len(names) + 1)] + halves:
-        child = os.fork()
-        if child == 0:
-
-            def die(call: int, name: str, plain: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-                if call == deadly:  # noqa: B023
-                    if half:  # noqa: B023
-                        plain(arguments[0], arguments[1][: len(arguments[1]) // 2])
-                    os._exit(9)
-
-            counted(die)
-            live(root / f"{deadly:03}{'half' if half else ''}", 2, 3)
-            os._exit(0)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9, (deadly, half)
-
-
-if __name__ == "__main__":
-    _victim(Path(sys.argv[1]))
 
 
 # --- readings that nobody has taken yet -----------------------------------------------------------

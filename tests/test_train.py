@@ -58,6 +58,7 @@ from bnscale.probes import (
     timing,
     weight_scaling,
 )
+from bnscale.storage import storage
 from bnscale.train import initialised, train
 from bnscale.trial import (
     Affine,
@@ -133,6 +134,8 @@ def written(notebook: "Notebook") -> list[str]:
 class Notebook:
     """Keeps rows in memory by the store's rules: what was not flushed before a rewind is gone."""
 
+    reached = None
+
     def __init__(self) -> None:
         self.kept: list[tuple[str, Any]] = []
         self.loose: list[tuple[str, Any]] = []
@@ -164,7 +167,7 @@ def run(
     """Train in a fresh network and engine, as a new process would; the final state."""
     data = Resident(trial, NOWHERE, torch.device("cpu"))
     network = initialised(trial, data)
-    engine = LocalEngine(network, trial, Gang(), folder)
+    engine = LocalEngine(network, trial, Gang(), storage(folder))
     for _ in train(trial, engine, data, notebook or Notebook(), probes or {}, save_every, stop):
         pass
     return {name: value.clone() for name, value in network.state_dict().items()}
@@ -235,7 +238,7 @@ def test_a_stopped_trial_resumes_to_the_last_bit_and_reads_every_row_once(traina
 def test_a_trial_killed_without_a_word_resumes_from_its_last_checkpoint(tmp_path):
     trial = digits()
     expected, killed = run(trial, tmp_path / "whole"), Notebook()
-    engine = LocalEngine(build(trial), trial, Gang(), tmp_path / "killed")
+    engine = LocalEngine(build(trial), trial, Gang(), storage(tmp_path / "killed"))
     training = train(
         trial, engine, Resident(trial, NOWHERE, torch.device("cpu")), killed, everything(trial), 0.0, lambda: False
     )
@@ -255,7 +258,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path):
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    assert checkpoint.newest(tmp_path).step == 5
+    assert checkpoint.newest(storage(tmp_path)).step == 5
     assert_equal(run(trial, tmp_path, notebook, everything(trial)), run(trial, tmp_path / "whole"))
 
 
@@ -264,28 +267,29 @@ def test_a_checkpoint_whose_frozen_weights_the_seed_no_longer_gives_is_not_conti
     run(trial, tmp_path, stop=stop_after(4))
     file = tmp_path / "step-4.json"
     about = json.loads(file.read_text())
+    del about["sum"]  # as checkpoints were once; with one, this change would be damage
     about["facts"]["frozen"] = "another torch's"
     file.write_text(json.dumps(about))
     assert_equal(run(trial, tmp_path), run(trial, tmp_path / "whole"))
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
-    checkpoint.write(tmp_path, 1, {"a": torch.ones(3)}, {})
+    checkpoint.write(storage(tmp_path), 1, {"a": torch.ones(3)}, {})
 
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bnscale.engine.checkpoint.os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        checkpoint.write(tmp_path, 2, {"a": torch.zeros(3)}, {})
-    assert checkpoint.newest(tmp_path).step == 1
-    assert not list(tmp_path.glob(".*"))
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        checkpoint.write(storage(tmp_path), 2, {"a": torch.zeros(3)}, {})
+    assert checkpoint.newest(storage(tmp_path)).step == 1
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
 def test_a_finished_trial_keeps_one_checkpoint_without_momentum_or_frozen_weights(tmp_path):
     trial = digits()
     final = run(trial, tmp_path)
-    step, tensors, _ = checkpoint.newest(tmp_path)
+    step, tensors, _ = checkpoint.newest(storage(tmp_path))
     assert step == 10
     assert [f.name for f in tmp_path.glob("*.safetensors")] == ["step-10.safetensors"]
     moving = set(trained(build(trial))) | {n for n, _ in build(trial).named_buffers()}
@@ -308,7 +312,7 @@ def test_a_loss_that_leaves_the_numbers_ends_the_trial_as_diverged_with_its_step
 def test_the_scheduler_is_shown_validation_accuracy_and_test_accuracy_only_where_nothing_is_held_out(tmp_path):
     for validation, split in [(100, "validation"), (0, "test")]:
         trial, notebook = digits(validation=validation), Notebook()
-        engine = LocalEngine(build(trial), trial, Gang(), tmp_path / str(validation))
+        engine = LocalEngine(build(trial), trial, Gang(), storage(tmp_path / str(validation)))
         data = Resident(trial, NOWHERE, torch.device("cpu"))
         last = list(train(trial, engine, data, notebook, {curve: END}, 30.0, lambda: False))[-1]
         assert last.accuracy == next(row.accuracy for _, row in notebook.kept if row.split == split)
@@ -419,18 +423,25 @@ OTHERS: dict[str, dict[str, Any]] = {
         "width": 10, "batch": 900, "norm_batch": 900, "lr": 1e-6, "trainable": Trainable.ALL, "momentum": 0.0,
     },
     "torchvision's": {
-        "network": Network.IMAGENET_RESNET, "depth": 18, "width": 4, "trainable": Trainable.OUTPUT, "steps": 6,
+        "network": Network.IMAGENET_RESNET, "depth": 18, "width": 4, "trainable": Trainable.OUTPUT, "steps": 2,
     },
 }  # fmt: skip
+
+
+# Seconds a reading in a network of eleven million weights, and of norms like those of the others.
+SPARED = {Network.IMAGENET_RESNET: (gradient_bound, norm_gradient, weight_scaling, gamma_scaling)}
 
 
 @pytest.mark.parametrize("fields", OTHERS.values(), ids=OTHERS)
 def test_it_resumes_to_the_last_bit_reads_every_row_once_and_is_not_changed_by_looking(fields, tmp_path):
     trial, whole, parts = digits(**fields), Notebook(), Notebook()
-    expected = run(trial, tmp_path / "whole", whole, everything(trial))
-    run(trial, tmp_path / "parts", parts, everything(trial), stop_after(5))
+    probes = {
+        probe: cadence for probe, cadence in everything(trial).items() if probe not in SPARED.get(trial.network, ())
+    }
+    expected = run(trial, tmp_path / "whole", whole, probes)
+    run(trial, tmp_path / "parts", parts, probes, stop_after(min(5, trial.total_steps // 2)))
     assert parts.ending is None
-    assert_equal(expected, run(trial, tmp_path / "parts", parts, everything(trial)))
+    assert_equal(expected, run(trial, tmp_path / "parts", parts, probes))
     assert written(parts) == written(whole)
     assert whole.ending[0] is Outcome.FINISHED
     assert_equal(expected, run(trial, tmp_path / "unseen"))

@@ -64,8 +64,9 @@ class Engine(Protocol):
         """A checkpoint after `step` updates, whole or absent; the last two are kept."""
         ...
 
-    def restore(self) -> tuple[int, dict[str, Any]]:
-        """Load the newest whole checkpoint: its step and facts, or (0, {}) where there is none."""
+    def restore(self, most: int | None = None) -> tuple[int, dict[str, Any]]:
+        """Load the newest whole checkpoint, of at most so many steps: its step and facts, or (0, {}) where there is
+        none. What the leading worker says counts."""
         ...
 
     def close(self) -> None:

@@ -1,17 +1,17 @@
 """Checkpoints: tensors as safetensors, the rest as JSON; whole or absent, the last two kept.
 
-`step-<n>.json` is the commit: it carries the SHA-256 of `step-<n>.safetensors`, and is renamed into
-place after the tensors are on disk. A checkpoint that fails its sum is passed over for the one before.
+`step-<n>.json` is the commit: it carries the SHA-256 of `step-<n>.safetensors` and of what else it says, and is written
+after it. A checkpoint that fails a sum is passed over for the one before.
 """
 
 import hashlib
 import json
-import os
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors.torch import load, save
 from torch import Tensor
+
+from bnscale.storage import Storage, StoreFailure
 
 
 class Checkpoint(NamedTuple):
@@ -20,45 +20,65 @@ class Checkpoint(NamedTuple):
     facts: dict[str, Any]
 
 
-def write(folder: Path, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], kept: int = 2) -> None:
-    """Only the `kept` newest stay. Raises OSError for a full or read-only disk; what was there before stays whole."""
-    folder.mkdir(parents=True, exist_ok=True)
+def write(place: Storage, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], kept: int = 2) -> None:
+    """Only the `kept` newest stay. Raises `StoreFailure`, as for a full disk; what was there before stays whole."""
     content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
     about = {"step": step, "sha256": hashlib.sha256(content).hexdigest(), "facts": facts}
-    place(folder / f"step-{step}.safetensors", content)
-    place(folder / f"step-{step}.json", json.dumps(about, indent=1).encode())
-    for old in _steps(folder)[:-kept]:
-        (folder / f"step-{old}.json").unlink(missing_ok=True)
-        (folder / f"step-{old}.safetensors").unlink(missing_ok=True)
+    place.write(f"step-{step}.safetensors", content)
+    place.write(f"step-{step}.json", json.dumps(about | {"sum": _sum(about)}, indent=1).encode())
+    # Of later steps none: this process may have slept while another went on from here.
+    old = [each for each in _steps(place) if each <= step][:-kept]
+    if old:
+        place.sweep("", lambda key: _step(key) in old)
 
 
-def newest(folder: Path) -> Checkpoint | None:
-    """The latest checkpoint whose sum is right, or None."""
-    for step in reversed(_steps(folder)):
-        try:
-            about = json.loads((folder / f"step-{step}.json").read_bytes())
-            content = (folder / f"step-{step}.safetensors").read_bytes()
-        except (OSError, ValueError):
+def newest(place: Storage, most: int | None = None) -> Checkpoint | None:
+    """The latest checkpoint whose sum is right, of at most so many steps; None where there is none.
+
+    Where a listing lags behind it may be an earlier one. Raises `StoreFailure` where none could be read for a reason
+    that may pass: beginning anew would cost more.
+    """
+    failure = None
+    for step in reversed(_steps(place)):
+        if most is not None and step > most:
             continue
-        if hashlib.sha256(content).hexdigest() == about.get("sha256"):
-            return Checkpoint(about["step"], load(content), about["facts"])
+        try:
+            found = read(place, step)
+        except StoreFailure as error:
+            failure = failure or error
+            continue
+        if found is not None:
+            return found
+    if failure is not None:
+        raise failure
     return None
 
 
-def _steps(folder: Path) -> list[int]:
-    names = (path.stem.removeprefix("step-") for path in folder.glob("step-*.json"))
-    return sorted(int(name) for name in names if name.isdigit())
-
-
-def place(path: Path, content: bytes) -> None:
-    """Temporary name, fsync, rename: a reader sees the whole file or none. Raises OSError where the disk does."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+def read(place: Storage, step: int) -> Checkpoint | None:
+    """The checkpoint of a step; None where there is none, or one whose sum is wrong. Raises `StoreFailure`."""
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+        about = json.loads(place.read(f"step-{step}.json"))
+        content = place.read(f"step-{step}.safetensors")
+    except (FileNotFoundError, ValueError):
+        return None
+    if not isinstance(about, dict):
+        return None
+    said = about.pop("sum", None)  # checkpoints had none once
+    if said not in (None, _sum(about)) or hashlib.sha256(content).hexdigest() != about.get("sha256"):
+        return None
+    return Checkpoint(about["step"], load(content), about["facts"])
+
+
+def _sum(about: dict[str, Any]) -> str:
+    """Of what is said of the tensors: a step with a flipped bit would be another step."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _steps(place: Storage) -> list[int]:
+    steps = {_step(key) for key in place.list("") if key.endswith(".json")}
+    return sorted(step for step in steps if step is not None)
+
+
+def _step(key: str) -> int | None:
+    name = key.partition(".")[0].removeprefix("step-")
+    return int(name) if name.isdigit() else None

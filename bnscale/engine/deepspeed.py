@@ -11,7 +11,6 @@ import socket
 import time
 from datetime import timedelta
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -24,6 +23,7 @@ from bnscale.engine.checkpoint import newest, write
 from bnscale.engine.objective import Objective, decays
 from bnscale.engine.state import frozen_sum, load_state, state
 from bnscale.networks import trained, workers
+from bnscale.storage import Storage
 from bnscale.trial import Refusal, Trial
 
 # A worker may wait this long for the leading one, which measures alone.
@@ -123,12 +123,12 @@ def _interface(address: str, port: int) -> str:
 class DeepSpeedEngine:
     """An `Engine` for several workers: each computes its share of the batch, all hold the same network.
 
-    `checkpoints` is the trial's folder on the leading worker, or None for runs that keep nothing.
+    `checkpoints` is where the leading worker keeps them, or None for runs that keep nothing.
     Raises Refusal for a trial that several workers cannot share: nothing to train, or batch statistics
     that `norm_batch` and equal shares do not allow.
     """
 
-    def __init__(self, module: nn.Module, trial: Trial, gang: Gang, checkpoints: Path | None, zero: int) -> None:
+    def __init__(self, module: nn.Module, trial: Trial, gang: Gang, checkpoints: Storage | None, zero: int) -> None:
         import deepspeed
 
         self._trained = trained(module)
@@ -227,12 +227,12 @@ class DeepSpeedEngine:
             raise RuntimeError(f"the leading worker could not write the checkpoint of step {step}: {told}")
 
     @torch.no_grad()
-    def restore(self) -> tuple[int, dict[str, Any]]:
+    def restore(self, most: int | None = None) -> tuple[int, dict[str, Any]]:
         """Load the newest whole checkpoint: its step and facts, or (0, {}) where there is none.
 
         Any number of workers may have written it. Only the leading worker reads; the others need not see its disk.
         """
-        found = newest(self._checkpoints) if self.gang.leads and self._checkpoints else None
+        found = newest(self._checkpoints, most) if self.gang.leads and self._checkpoints else None
         if found is not None and found.facts.pop("frozen") != self._frozen:
             found = None
         momentum = {} if found is None else load_state(self.module, found.tensors)

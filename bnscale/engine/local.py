@@ -4,7 +4,6 @@ Channels-last convolutions, and bfloat16 autocast where the trial says so. Nothi
 several workers; the gang's engine is in deepspeed.py.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,13 +14,14 @@ from bnscale.engine.checkpoint import newest, write
 from bnscale.engine.objective import Objective, decays
 from bnscale.engine.state import frozen_sum, load_state, state
 from bnscale.networks import trained
+from bnscale.storage import Storage
 from bnscale.trial import Refusal, Trial
 
 
 class LocalEngine:
-    """SGD on one device. `checkpoints` is the trial's folder, or None for runs that keep nothing."""
+    """SGD on one device. `checkpoints` is where the trial's are kept, or None for runs that keep nothing."""
 
-    def __init__(self, module: nn.Module, trial: Trial, gang: Gang, checkpoints: Path | None) -> None:
+    def __init__(self, module: nn.Module, trial: Trial, gang: Gang, checkpoints: Storage | None) -> None:
         assert gang.workers == 1, "several workers are the DeepSpeed engine's"
         self.gang = gang
         # Once, and while weights lie in order: channels last they would be copied to be summed.
@@ -86,8 +86,8 @@ class LocalEngine:
             1 if last else 2,
         )
 
-    def restore(self) -> tuple[int, dict[str, Any]]:
-        found = None if self._checkpoints is None else newest(self._checkpoints)
+    def restore(self, most: int | None = None) -> tuple[int, dict[str, Any]]:
+        found = None if self._checkpoints is None else newest(self._checkpoints, most)
         if found is None or found.facts.pop("frozen") != self._frozen:
             return 0, {}
         for name, value in load_state(self.module, found.tensors).items():

@@ -55,6 +55,7 @@ class Watch:
         self.later = later
         self.running: dict[str, Running] = {}
         self.waiting = set(self.seconds)
+        self.elsewhere: dict[str, str] = {}  # trials that another driver trains, and who that is
         self.outcomes: Counter[Outcome | None] = Counter()
         self.spent = 0.0  # seconds that trials took, beside
         self.foreseen = 0.0  # the seconds that were forecast for the same work
@@ -90,13 +91,12 @@ class Watch:
         run = self.running.setdefault(trial, Running(time.monotonic()))
         run.share = began / max(1, at.total)
         run.at = at
-        if not self._live and time.monotonic() - self._last_line > PLAIN_SECONDS:
-            self._last_line = time.monotonic()
-            self.console.print(self.counts(), soft_wrap=True)
+        self.passes()
 
     def ended(self, trial: str, outcome: Outcome | None) -> None:
         """`None`: stopped before its end, its checkpoint kept."""
         self.waiting.discard(trial)
+        self.elsewhere.pop(trial, None)
         run = self.running.pop(trial, None)
         self.outcomes[outcome] += 1
         if run and outcome in (Outcome.FINISHED, Outcome.DIVERGED):
@@ -112,6 +112,26 @@ class Watch:
         self.running.pop(trial, None)
         self.waiting.add(trial)
         self.say(f"a worker of {trial} died and will go on from its checkpoint ({reason})")
+
+    def held(self, trial: str, who: str) -> None:
+        """Another driver trains it: it is left to that one."""
+        self.running.pop(trial, None)
+        self.waiting.discard(trial)
+        if self.elsewhere.get(trial) != who:
+            self.say(f"{trial} is trained by {who}")
+        self.elsewhere[trial] = who
+
+    def freed(self, trial: str) -> None:
+        """The other driver has died or stopped before the trial's end: it waits to be trained here."""
+        who = self.elsewhere.pop(trial, "another driver")
+        self.waiting.add(trial)
+        self.say(f"{who} trains {trial} no more; it goes on here")
+
+    def passes(self) -> None:
+        """Time: a log gets a line of counts now and then."""
+        if not self._live and time.monotonic() - self._last_line > PLAIN_SECONDS:
+            self._last_line = time.monotonic()
+            self.console.print(self.counts(), soft_wrap=True)
 
     def say(self, text: str) -> None:
         """A line above the view."""
@@ -153,11 +173,12 @@ class Watch:
             "failed": self.outcomes[Outcome.FAILED],
             "diverged": self.outcomes[Outcome.DIVERGED],
             "stopped early": self.outcomes[None],
+            "elsewhere": len(self.elsewhere),
             "waiting": len(self.waiting),
         }
         always = {"done", "running", "failed", "diverged", "waiting"}
         said = ", ".join(f"{n} {what}" for what, n in numbers.items() if n or what in always)
-        if not self.running and not self.waiting:
+        if not self.running and not self.waiting:  # for the others' speed is not known here
             return said
         if not self.later:
             return f"{said}; {clock(self.left)} left"

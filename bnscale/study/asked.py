@@ -15,6 +15,7 @@ from bnscale.probes import TABLES, looking
 from bnscale.probes import check as check_probe
 from bnscale.schedule import budget
 from bnscale.schedule.budget import Forecast
+from bnscale.storage import storage
 from bnscale.store import Store
 from bnscale.study.declare import MANY, MOST, Preset, Study
 from bnscale.study.plan import Planned, Search, plan, relate, relate_searches, sample, searches, settings, verdicts
@@ -38,7 +39,7 @@ class Asked:
     merged: int  # cells that turned out to be a trial of another cell
     axes: list[str]
     sets: list[str]  # what --set said
-    store: Path
+    store: str  # absolute path, or the address of a bucket
     data: Path
     file: Path
     words: list[str]  # the command that runs it
@@ -51,7 +52,7 @@ class Asked:
         file: Path,
         preset: str,
         sets: Sequence[str] | None,
-        store: Path,
+        store: str | Path,
         folder: Path | None,
         most: int = MOST,
     ) -> "Asked":
@@ -82,7 +83,7 @@ class Asked:
             merged=grid.combinations - len(every),
             axes=grid.axes,
             sets=list(sets or []),
-            store=store.resolve(),
+            store=storage(store).url,
             data=folder,
             file=file,
             words=["python", str(here(file)), "run", *words],
@@ -115,8 +116,14 @@ class Asked:
 
     @property
     def folder(self) -> Path:
-        """Where its report goes."""
-        return self.store / "reports" / f"{self.study.name}-{self.preset}"
+        """Where this machine writes its report: in the store, or below the working directory for a bucket."""
+        place = storage(self.store)
+        return (Path.cwd() if place.far else place.reach) / self.report_key
+
+    @property
+    def report_key(self) -> str:
+        """Where in the store it goes."""
+        return f"reports/{self.study.name}-{self.preset}"
 
     def session(self) -> query.Session:
         """SQL over the store, with the study's tables `plan` and `chosen`; with a search `tried` and `bracket` too.
@@ -163,9 +170,12 @@ class Asked:
         """
         found = {manifest.trial: manifest for manifest in store.manifests()}
         planned = {each.trial.id for each in self.planned}
-        for path, wrong in store.damaged:
-            if path.stem in planned:
+        for trial_id, wrong in store.damaged:
+            if trial_id in planned:
                 raise Refusal(wrong)
+        # A listing that lags behind hides what began a moment ago.
+        missing = sorted(planned - found.keys()) if store.storage.far else []
+        found |= {one.trial: one for one in store.storage.each(store.manifest, missing) if one}
 
         def done(trial: Trial) -> bool:
             manifest = found.get(trial.id)
@@ -210,8 +220,8 @@ def _pace(device: torch.device, threads: int) -> budget.Pace:
     return budget.Pace(device, threads)
 
 
-def is_store(path: Path) -> bool:
-    return (path / "manifests").is_dir()
+def is_store(url: str) -> bool:
+    return storage(url).holds("manifests")
 
 
 def here(path: Path) -> Path:

@@ -25,7 +25,9 @@ from bnscale.trial import Refusal, near
 COMMANDS = ("plan", "run", "status", "report", "sql")
 
 PresetName = Annotated[str | None, typer.Option("--preset", help="laptop or paper; laptop where there is no GPU.")]
-StorePath = Annotated[Path, typer.Option("--store", help="Folder of results; made if it is not there.")]
+StorePlace = Annotated[
+    str, typer.Option("--store", help="Results: a folder, made if it is not there, s3://bucket/prefix or gs://...")
+]
 DataPath = Annotated[
     Path | None, typer.Option("--data", help="Folder of data sets; else $BNSCALE_DATA, else ~/.cache/bnscale.")
 ]
@@ -61,7 +63,7 @@ def app(study: Study, file: Path) -> typer.Typer:
     def _plan(
         preset: PresetName = None,
         sets: Settings = None,
-        store: StorePath = Path("results"),
+        store: StorePlace = "results",
         folder: DataPath = None,
         workers: Workers = 1,
         threads: Threads = 1,
@@ -80,7 +82,7 @@ def app(study: Study, file: Path) -> typer.Typer:
     def _run(
         preset: PresetName = None,
         sets: Settings = None,
-        store: StorePath = Path("results"),
+        store: StorePlace = "results",
         folder: DataPath = None,
         address: Annotated[
             str | None, typer.Option("--address", help="Ray cluster; else one that runs here, else our own.")
@@ -99,14 +101,14 @@ def app(study: Study, file: Path) -> typer.Typer:
 
     @commands.command("status")
     def _status(
-        preset: PresetName = None, sets: Settings = None, store: StorePath = Path("results"), folder: DataPath = None
+        preset: PresetName = None, sets: Settings = None, store: StorePlace = "results", folder: DataPath = None
     ) -> None:
         """The map of cells: done, running, failed, diverged, missing."""
         say_status(Asked.of(study, file, preset or _this_machine_s(), sets, store, folder), console)
 
     @commands.command("report")
     def _report(
-        preset: PresetName = None, sets: Settings = None, store: StorePath = Path("results"), folder: DataPath = None
+        preset: PresetName = None, sets: Settings = None, store: StorePlace = "results", folder: DataPath = None
     ) -> None:
         """Claims, figures and the HTML page, from what is in the store."""
         Store.existing(store)
@@ -119,7 +121,7 @@ def app(study: Study, file: Path) -> typer.Typer:
         ],
         preset: PresetName = None,
         sets: Settings = None,
-        store: StorePath = Path("results"),
+        store: StorePlace = "results",
         folder: DataPath = None,
     ) -> None:
         """Ask the results. Tables: trials, cells, plan, chosen, one a probe, and of a search tried and bracket."""

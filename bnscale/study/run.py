@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from bnscale.lease import Driver
 from bnscale.probes import looking
 from bnscale.schedule import budget
 from bnscale.schedule.progress import Watch
+from bnscale.storage import check, storage
 from bnscale.store import Store
 from bnscale.study.asked import Asked
 from bnscale.study.plan import commit
@@ -70,14 +72,18 @@ def _run(asked: Asked, way: Way, console: Console, *, by_cluster: bool) -> None:
     store = Store(asked.store)
     failed: list[str] = []
     if by_cluster or asked.left(store, asha=way.asha):
+        check(storage(asked.store))
         with tune.connect(way.address) as cluster:
+            tune.check_sight(storage(asked.store))
             _check_size(way, cluster)
             if by_cluster and cluster.gpus:
                 asked = asked.at("paper")
                 asked.prepare(way.workers_per_trial)
             elif by_cluster and asked.left(store, asha=way.asha):
                 _say_paper(asked, console, cluster.slots(way.threads, 0))
-            asked, failed = _train_rounds(asked, store, way, cluster, console)
+            with Driver(store.storage, asked.study.name) as driver:
+                _say_others(driver, way, console)
+                asked, failed = _train_rounds(asked, store, way, cluster, driver, console)
     else:
         _say_size(asked, [], console, "")
     _check_verdicts(asked, store)
@@ -88,13 +94,13 @@ def _run(asked: Asked, way: Way, console: Console, *, by_cluster: bool) -> None:
 
 
 def _train_rounds(
-    asked: Asked, store: Store, way: Way, cluster: "Cluster", console: Console
+    asked: Asked, store: Store, way: Way, cluster: "Cluster", driver: Driver, console: Console
 ) -> tuple[Asked, list[str]]:
     """Train until nothing is left: in one round, or in as many as a search takes. What was asked for, as it is known
     now, and the ids of trials that failed. A round without all its results is the last: another would be the same."""
     while True:
         left = asked.left(store, asha=way.asha)
-        outcomes = _train(asked, left, way, cluster, console)
+        outcomes = _train(asked, left, store, way, cluster, driver, console)
         failed = [trial for trial, outcome in outcomes.items() if outcome is Outcome.FAILED]
         if not left or asked.search is None:
             return asked, failed
@@ -104,7 +110,7 @@ def _train_rounds(
 
 
 def _train(
-    asked: Asked, left: list[Trial], way: Way, cluster: "Cluster", console: Console
+    asked: Asked, left: list[Trial], store: Store, way: Way, cluster: "Cluster", driver: Driver, console: Console
 ) -> dict[str, Outcome | None]:
     """Run these trials; the outcome of each by its id, None where it has no end."""
     from bnscale.schedule import tune
@@ -117,9 +123,18 @@ def _train(
     wait = duration(sum(forecasts[trial.id].seconds for trial in left) / slots)
     _say_size(asked, left, console, f", about {wait} for {slots} at a time")
     code = commit(asked.file.resolve().parent)
+    begun = store.storage.each(store.manifest, [trial.id for trial in left])
+    known = {trial.id: manifest.attempts if manifest else 0 for trial, manifest in zip(left, begun, strict=True)}
     jobs = [
         Job(
-            trial, looking(asked.study.probes, trial), str(asked.store), str(asked.data), code, way.zero, way.save_every
+            trial,
+            looking(asked.study.probes, trial),
+            asked.store,
+            str(asked.data),
+            code,
+            way.zero,
+            way.save_every,
+            attempts=known[trial.id],
         )
         for trial in left
     ]
@@ -134,9 +149,10 @@ def _train(
             rivals={each.trial.id: (each.cell, each.trial.seed) for each in asked.planned} if way.asha else None,
             watch=watch,
             mend=shlex.join([*asked.words, *way.words]),
+            driver=driver,
         )
     for trial in [trial for trial, outcome in outcomes.items() if way.asha and outcome is None]:
-        Store(asked.store).stop_early(trial)
+        store.stop_early(trial)
     return outcomes
 
 
@@ -188,6 +204,17 @@ def _say_size(asked: Asked, left: list[Trial], console: Console, wait: str) -> N
     )
 
 
+def _say_others(driver: Driver, way: Way, console: Console) -> None:
+    """Who else works on this store, and what becomes of the trials that both want."""
+    for other in driver.others().values():
+        console.print(f"{other.who} works on this store, too; what it trains is left to it", soft_wrap=True)
+    if driver.others() and way.asha:
+        console.print(
+            "--asha: each driver compares the trials that it trains itself; what one gives up the other leaves alone",
+            soft_wrap=True,
+        )
+
+
 def _say_paper(asked: Asked, console: Console, slots: int) -> None:
     """What the other preset would take here."""
     try:
@@ -214,4 +241,4 @@ def _say_failed(failed: list[str], store: Store, console: Console) -> None:
         error = (manifest.facts.get("error") if manifest else None) or "no error was recorded"
         console.print(f"  {trial}: {error.strip().splitlines()[-1]}", soft_wrap=True, markup=False)
     whole = shlex.join(["bnscale", "sql", "select trial, error from trials where outcome = 'failed'"])
-    console.print(f"all of each: {whole} --store {shlex.quote(str(store.root))}", soft_wrap=True, markup=False)
+    console.print(f"all of each: {whole} --store {shlex.quote(store.url)}", soft_wrap=True, markup=False)

@@ -1,7 +1,6 @@
 """What the commands of a study say: the plan, the map of cells, the claims."""
 
 import shlex
-import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from rich.table import Table
 from bnscale import report
 from bnscale.engine.machine import in_bytes
 from bnscale.schedule import budget
+from bnscale.storage import storage
 from bnscale.store import Manifest, Store
 from bnscale.study.asked import Asked, cost_of, here, is_store
 from bnscale.study.declare import MANY, MOST, Preset, Study
@@ -96,7 +96,7 @@ def say_status(asked: Asked, console: Console) -> None:
         cells[each.cell].append(each)
     every: Counter[str] = Counter()
     for members in cells.values():
-        counts = Counter(_state(manifests.get(each.trial.id), asked.store) for each in members)
+        counts = Counter(_state(manifests.get(each.trial.id), store) for each in members)
         every += counts
         values = [str(getattr(members[0].trial, name)) for name in asked.axes]
         found = ["  ".join(brackets[members[0].cell])] if asked.search else []
@@ -119,16 +119,15 @@ def _bracket(search: Search) -> str:
     return "not found" if trains == "?" else f"≥{trains}" if fails == "?" else trains
 
 
-def _state(manifest: Manifest | None, store: Path) -> str:
+def _state(manifest: Manifest | None, store: Store | None) -> str:
     """A running trial writes at least every half minute or two; one that fell silent has stopped."""
-    if manifest is None:
+    if manifest is None or store is None:
         return "missing"
     if manifest.outcome is not None:
         return {Outcome.FINISHED: "done", Outcome.DIVERGED: "diverged", Outcome.FAILED: "failed"}[manifest.outcome]
     if manifest.facts.get("stopped_early"):
         return "stopped"
-    age = time.time() - (store / "manifests" / f"{manifest.trial}.json").stat().st_mtime
-    return "running" if age < QUIET else "stopped"
+    return "running" if store.silence(manifest.trial) < QUIET else "stopped"
 
 
 def make_report(asked: Asked, console: Console) -> None:
@@ -146,14 +145,20 @@ def make_report(asked: Asked, console: Console) -> None:
         figures=asked.study.figures,
         session=session,
         queries=queries,
-        provenance=report.provenance(session, str(asked.store)),
+        provenance=report.provenance(session, asked.store),
         notes=[asked.note] if asked.note else [],
         damaged=session.damaged,
     )
     console.print(report.terminal(judged))
     for line in session.damaged:
         console.print(f"damaged: {line}", soft_wrap=True, markup=False)
-    console.print(f"report: {here(page)}", soft_wrap=True)
+    place = storage(asked.store)
+    if place.far:
+        for path in sorted(asked.folder.iterdir()):
+            place.write(f"{asked.report_key}/{path.name}", path.read_bytes())
+        console.print(f"report: {here(page)}, and in {place.url}/{asked.report_key}", soft_wrap=True)
+    else:
+        console.print(f"report: {here(page)}", soft_wrap=True)
 
 
 def _device(gpu: bool) -> str:

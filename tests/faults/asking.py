@@ -2,15 +2,20 @@
 
 import contextlib
 import io
+import multiprocessing
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from bnscale import cli
 from bnscale.engine import Gang
 from bnscale.probes import END, Cadence, Probe, curve
 from bnscale.train import Job, run
 from bnscale.trial import Trial
+
+# Processes to kill. What takes seconds to import is imported once, in the process that they are forked from.
+WARM = multiprocessing.get_context("forkserver")
+WARM.set_forkserver_preload(["bnscale.train", "torchvision.datasets", "pictures", "asking"])
 
 
 class Told(NamedTuple):
@@ -51,7 +56,7 @@ from bnscale.study import Preset, Study, grid
 from bnscale.trial import Trainable
 
 size = Preset(
-    fixed={{name: value for name, value in FIELDS.items() if name not in ("pixels", "trainable", "seed")}},
+    fixed={{name: value for name, value in FIELDS.items() if name not in ("pixels", "trainable", "seed")}} | {changes},
     scientific={cells},
     nuisance=[{{}}],
     seeds={seeds},
@@ -90,19 +95,19 @@ group by depth, trainable, t95
 """
 
 
-def study_file(folder: Path, cells: str = "grid(trainable=[Trainable.BN])", seeds: str = "range(2)") -> Path:
-    """A study of digits, 8 layers and ten steps, with these cells and seeds written into it."""
+def study_file(
+    folder: Path, cells: str = "grid(trainable=[Trainable.BN])", seeds: str = "range(2)", changes: str = "{}"
+) -> Path:
+    """A study of digits, 8 layers and ten steps, with these cells, seeds and fixed fields written into it."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "tiny.py"
-    file.write_text(STUDY.format(cells=cells, seeds=seeds))
+    file.write_text(STUDY.format(cells=cells, seeds=seeds, changes=changes))
     file.with_suffix(".sql").write_text(SQL)
     return file
 
 
-def train(trial: Trial, store: Path, probes: dict[Probe, Cadence] | None = None, **changes: Any) -> None:
+def train(trial: Trial, store: Path, probes: dict[Probe, Cadence] | None = None, save_every: float = 30.0) -> None:
     """Train as a worker does, to the end."""
-    job = Job(
-        trial, probes or {curve: END}, str(store), data=str(store), commit=None, zero=0, save_every=30.0, **changes
-    )
+    job = Job(trial, probes or {curve: END}, str(store), str(store), commit=None, zero=0, save_every=save_every)
     for _ in run(job, Gang(), 1, lambda: False):
         pass

@@ -4,7 +4,6 @@ import contextlib
 import gzip
 import hashlib
 import http.server
-import multiprocessing
 import os
 import threading
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import Told, bnscale, study_file, train
+from asking import WARM, Told, bnscale, study_file, train
 from examples import digits
 from pictures import write_idx
 
@@ -246,13 +245,9 @@ def test_43_every_command_works_and_intervals_are_null_for_a_study_with(case: st
 class Fetch:
     """A process that lacks the data of MNIST, in small, and fetches it from a mirror."""
 
-    # Their imports take seconds, and are done once.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bnscale.data", "torchvision.datasets", "pictures"])
-
     def __init__(self, mirror: str, sums: list[tuple[str, str]], folder: Path) -> None:
-        self.end, there = self.context.Pipe()
-        self.process = self.context.Process(target=_fetch, args=(there, mirror, sums, folder), daemon=True)
+        self.end, there = WARM.Pipe()
+        self.process = WARM.Process(target=_fetch, args=(there, mirror, sums, folder), daemon=True)
         self.process.start()
         there.close()
 

@@ -53,6 +53,17 @@ def connect(address: str | None) -> Iterator[Cluster]:
             shutil.rmtree(home, ignore_errors=True)
 
 
+def running(address: str | None) -> str:
+    """The address of a cluster that is there, for `connect`. Raises `Refusal` where none is."""
+    found = address or os.environ.get("RAY_ADDRESS") or _left_running()
+    if not found or found == "local":
+        raise Refusal(
+            "address: no Ray cluster runs on this machine; name one with --address host:port, or start one with "
+            "`ray start --head` or `ray up`"
+        )
+    return found
+
+
 def _hush() -> None:
     """What Ray and Tune say about errors and dead workers on the terminal, we say in our own words."""
     for name in ("ray", "ray.tune"):

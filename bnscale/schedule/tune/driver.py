@@ -9,6 +9,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -18,18 +19,22 @@ from ray import tune
 from ray.exceptions import RayError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
+from bnscale.lease import Driver
 from bnscale.schedule.loop import Loop, Training, record
 from bnscale.schedule.needs import Cluster, needs_of
 from bnscale.schedule.progress import Watch
 from bnscale.schedule.tune.cluster import own_folder
 from bnscale.schedule.tune.lead import Brief, Lead
-from bnscale.trial import Outcome
+from bnscale.schedule.turns import Elsewhere, Turn, look, take
+from bnscale.storage import StoreFailure
+from bnscale.trial import Outcome, Refusal
 
 if TYPE_CHECKING:
     from bnscale.schedule.budget import Forecast
     from bnscale.train import Job
 
 DEATHS = 3  # of its workers that a trial survives in one run
+POLL = 1.0  # seconds between two looks at the trials of other drivers
 
 
 def run(
@@ -43,6 +48,7 @@ def run(
     watch: Watch,
     mend: str,
     loop: Loop | None = None,
+    driver: Driver | None = None,
 ) -> dict[str, Outcome | None]:
     """Run every job, longest first, and return the outcome of each by trial id; None where it has no end.
 
@@ -50,34 +56,55 @@ def run(
     `rivals` puts trials into groups within which successive halving (ASHA) stops the worse ones early, by accuracy;
     None trains all to the end. `mend` is the command that goes on after Ctrl-C.
 
+    Trials are trained under the leases of `driver`. Those that another driver trains are left to it, and waited for in
+    the end: how they end there is their outcome, and if their driver dies they are trained here.
+
     Raises Refusal, before anything starts, where a trial fits no part of the cluster; KeyboardInterrupt after Ctrl-C
     or SIGTERM, when every running trial has its checkpoint.
     """
     needs = needs_of(jobs, forecasts, cluster, workers, threads)
     by_id = {job.trial.id: job for job in jobs}
     order = sorted(by_id, key=lambda trial: -forecasts[trial].seconds)
-    brief = Brief(by_id, needs, loop or Training())
+    brief = Brief(by_id, needs, loop or Training(), driver.id if driver else None, halving=rivals is not None)
     telling = _Telling(by_id, watch)
     groups = max(1, min(cluster.slots(need.threads, need.memory) // need.workers for need in needs.values()))
     # Pending trials each ask Ray for a placement; few of them keep the order and cost little.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(groups)
 
     with _interruptible(watch) as interrupt:
-        while left := [trial for trial in order if telling.open(trial)]:
-            before = Counter(telling.deaths)
-            _round(left, brief, telling, _scheduler(by_id, rivals), interrupt)
+        while True:
+            while left := [trial for trial in order if telling.open(trial)]:
+                before = Counter(telling.deaths)
+                brief = replace(brief, dead=driver.dead() if driver else frozenset())
+                _round(left, brief, telling, _scheduler(by_id, rivals), interrupt)
+                if interrupt.is_set() or telling.deaths == before:
+                    break
+            for trial in order:
+                if telling.deaths[trial] > DEATHS and trial not in telling.outcomes:
+                    text = f"a worker died {telling.deaths[trial]} times; the last time: {telling.last_words[trial]}"
+                    _give_up(brief, trial, text)
+                    telling.outcomes[trial] = Outcome.FAILED
+                    watch.ended(trial, Outcome.FAILED)
+            # Only now, for another driver may wait for those that were given up.
+            again = driver is not None and _await(brief, telling, driver, interrupt)
             if interrupt.is_set():
                 watch.say(f"stopped; every running trial has its checkpoint. To go on: {mend}")
                 raise KeyboardInterrupt
-            if telling.deaths == before:
+            if not again:
                 break
-        for trial in order:
-            if telling.deaths[trial] > DEATHS:
-                text = f"a worker died {telling.deaths[trial]} times; the last time: {telling.last_words[trial]}"
-                record(brief.loop, by_id[trial], text)
-                telling.outcomes[trial] = Outcome.FAILED
-                watch.ended(trial, Outcome.FAILED)
     return {trial: telling.outcomes.get(trial) for trial in by_id}
+
+
+def _give_up(brief: Brief, trial: str, text: str) -> None:
+    """Record why a trial has failed that no worker lives to record, unless another driver has it by now."""
+    if brief.driver is None:
+        record(brief.loop, brief.jobs[trial], text)
+        return
+    with contextlib.suppress(Refusal, StoreFailure):
+        turn = take(brief.jobs[trial], brief.driver, brief.dead, halving=brief.halving)
+        if isinstance(turn, Turn):
+            record(brief.loop, turn.job, text)
+            turn.end()
 
 
 def _round(
@@ -109,6 +136,26 @@ def _round(
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _await(brief: Brief, telling: "_Telling", driver: Driver, interrupt: threading.Event) -> bool:
+    """Until a trial that another driver trained is free, or all of them have ended. Whether one is free."""
+    if telling.held and not interrupt.is_set():
+        telling.watch.say("waiting for what other drivers train; Ctrl-C ends the waiting")
+    while telling.held and not interrupt.wait(POLL):
+        dead = driver.dead()
+        free = False
+        for trial in sorted(telling.held):
+            try:
+                found = look(brief.jobs[trial], driver.id, dead, halving=brief.halving)
+            except StoreFailure:
+                continue  # it may pass, and nothing is trained meanwhile
+            telling.settle(trial, found)
+            telling.watch.passes()
+            free = free or found is None
+        if free:
+            return True
+    return False
+
+
 class _Telling(tune.Callback):
     """Keeps what Tune reports and tells it to the watch."""
 
@@ -118,11 +165,24 @@ class _Telling(tune.Callback):
         self.outcomes: dict[str, Outcome | None] = {}
         self.deaths: Counter[str] = Counter()
         self.last_words: dict[str, str] = {}
+        self.held: dict[str, Elsewhere] = {}  # by another driver
         self.trials: list[Any] = []  # Tune's, of this round
 
     def open(self, trial: str) -> bool:
         """Whether it has yet to end: also after Tune has given it up for a death that it could survive."""
-        return trial not in self.outcomes and self.deaths[trial] <= DEATHS
+        return trial not in self.outcomes and trial not in self.held and self.deaths[trial] <= DEATHS
+
+    def settle(self, trial: str, found: Elsewhere | None) -> None:
+        """Another driver trains the trial, has ended it, or has left it."""
+        self.held.pop(trial, None)
+        if found is None:
+            self.watch.freed(trial)
+        elif found.over:
+            self.outcomes[trial] = found.outcome
+            self.watch.ended(trial, found.outcome)
+        else:
+            self.held[trial] = found
+            self.watch.held(trial, found.who)
 
     def note(self, trial: str, result: Mapping[str, Any]) -> None:
         if result["outcome"]:
@@ -143,6 +203,9 @@ class _Telling(tune.Callback):
         self.note(name, result)
         if result["spoilt"]:
             trial.max_failures = 0  # its actor now raises, to be replaced; the trial itself is over
+        if "elsewhere" in result:
+            self.settle(name, result["elsewhere"])
+            return
         of = self.jobs[name].trial
         self.watch.progressed(
             name,
@@ -160,13 +223,16 @@ class _Telling(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name = trial.config["trial"]
-        self.watch.ended(name, self.outcomes.setdefault(name, None))  # without an end: stopped by ASHA
+        if "elsewhere" not in trial.last_result:
+            self.watch.ended(name, self.outcomes.setdefault(name, None))  # without an end: stopped by ASHA
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._died(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name = trial.config["trial"]
+        if "elsewhere" in trial.last_result:
+            return
         if name in self.outcomes:
             self.watch.ended(name, self.outcomes[name])
         else:

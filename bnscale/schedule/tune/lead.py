@@ -4,6 +4,7 @@ import math
 import os
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from bnscale.schedule.loop import Loop, record
 from bnscale.schedule.needs import Need
 from bnscale.schedule.tune.watchdog import Watchdog
+from bnscale.schedule.turns import Elsewhere, Turn, take
 from bnscale.store import TakenOver
 from bnscale.trial import Outcome
 
@@ -34,6 +36,9 @@ class Brief:
     jobs: dict[str, "Job"]
     needs: dict[str, Need]
     loop: Loop
+    driver: str | None = None  # whose leases the trials are trained under; None: under none
+    dead: frozenset[str] = frozenset()  # drivers whose leases nobody holds any more
+    halving: bool = False  # whether a trial that is told to stop was given up
 
 
 class WorkerDiedError(RuntimeError):
@@ -84,7 +89,7 @@ class Lead(tune.Trainable):
         self._take(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._wind_up()
+        self._wind_up(given_up=self.brief.halving)
         if self.spoilt:
             return False
         self._take(new_config)
@@ -95,6 +100,8 @@ class Lead(tune.Trainable):
         if self.spoilt:
             raise RuntimeError("this worker is to be replaced")
         try:
+            if not self.begun and (elsewhere := self._begin()):
+                return self._report(True) | {"elsewhere": elsewhere}
             over = self._advance()
         except Exception as error:
             return self._failed(error)
@@ -102,11 +109,11 @@ class Lead(tune.Trainable):
 
     def halt(self) -> dict[str, Any]:
         """Save a checkpoint and end. Called by the driver after Ctrl-C."""
-        self._wind_up()
+        self._wind_up(given_up=False)
         return self._report(True)
 
     def cleanup(self) -> None:
-        self._wind_up()
+        self._wind_up(given_up=self.brief.halving)
 
     # --- a trial ---------------------------------------------------------------------------------
 
@@ -114,20 +121,36 @@ class Lead(tune.Trainable):
         self.job = self.brief.jobs[config["trial"]]
         self.stopping = False
         self.begun = False
+        self.over = False
+        self.turn: Turn | None = None
         self.began = 0  # the step of the checkpoint from which it goes on
         self.at: Progress | None = None
         self.watchdog: Watchdog | None = None
-        self.steps = self.brief.loop.run(self.job, self.gang, self.need.threads, lambda: self.stopping)
+        self.steps: Iterator[Progress] = iter(())
 
-    def _begin(self) -> None:
+    def _begin(self) -> Elsewhere | None:
+        """Claim the trial, and set all workers to it, unless another driver has it."""
         self.begun = True
+        if self.brief.driver is not None:
+            turn = take(self.job, self.brief.driver, self.brief.dead, halving=self.brief.halving)
+            if isinstance(turn, Elsewhere):
+                self.over = True
+                return turn
+            self.turn, self.job = turn, turn.job
+        self.steps = self.brief.loop.run(self.job, self.gang, self.need.threads, lambda: self.stopping)
         if self.members:
             self.watchdog = Watchdog(self.members, [each.train.remote(self.job) for each in self.members], self._lost)
+        return None
+
+    def _end(self) -> None:
+        """The trial has ended, or is left as it is: it is another's turn."""
+        self.over = True
+        self.steps = iter(())
+        if self.turn:
+            self.turn.end()
 
     def _advance(self) -> bool:
         """Whether the trial is over."""
-        if not self.begun:
-            self._begin()
         if self.watchdog and self.watchdog.barked.is_set():
             raise WorkerDiedError("a worker is gone")
         start = time.monotonic()
@@ -144,24 +167,29 @@ class Lead(tune.Trainable):
                 return False
         if self.watchdog:
             self.spoilt = not self.watchdog.dismiss()
+        self._end()
         return True
 
-    def _wind_up(self) -> None:
-        """Let the trial save a checkpoint and end, if it has not ended."""
-        if self.begun and not self.spoilt:
+    def _wind_up(self, *, given_up: bool) -> None:
+        """Let the trial save a checkpoint and end, if it has not ended. `given_up`: by successive halving."""
+        if self.begun and not self.over and not self.spoilt:
             self.stopping = True
             for at in self.steps:
                 self.at = at
             if self.watchdog:
                 self.spoilt = not self.watchdog.dismiss()
-        self.steps = iter(())
+            if given_up and self.turn and not (self.at and self.at.outcome):
+                # Before its lease is free: another driver must see that it is not to be trained.
+                self.turn.store.stop_early(self.job.trial.id)
+            self._end()
 
     def _failed(self, error: Exception) -> dict[str, Any]:
         """Raise a worker's death, so that Tune begins again with fresh workers; record an error of the code."""
         if isinstance(error, TakenOver):
             self.spoilt = self.watchdog is not None  # the others of the gang are in the middle of a step
-            self.steps = iter(())
-            return self._report(not self.spoilt) | {"spoilt": self.spoilt}
+            self._end()
+            elsewhere = {"elsewhere": Elsewhere("another driver", over=False)} if self.turn else {}
+            return self._report(not self.spoilt) | {"spoilt": self.spoilt} | elsewhere
         text = "".join(traceback.format_exception(error))
         if self.watchdog:
             verdict = self.watchdog.verdict(text)
@@ -172,7 +200,7 @@ class Lead(tune.Trainable):
         # An error on a GPU may poison its process for good.
         self.spoilt = self.spoilt or self.gang.device.type == "cuda"
         record(self.brief.loop, self.job, text)
-        self.steps = iter(())
+        self._end()
         return self._report(not self.spoilt) | {"outcome": str(Outcome.FAILED), "spoilt": self.spoilt}
 
     def _lost(self) -> None:

@@ -1,0 +1,296 @@
+"""Several drivers on one store: each trial is trained once, and nobody's death or sleep loses or doubles anything.
+
+Run as a program it is another driver: it trains one trial of digits, under a lease, as slowly as it is told.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from examples import digits
+
+import bnscale
+from bnscale import lease as leases
+from bnscale import store as stores
+from bnscale import train
+from bnscale.engine import Gang
+from bnscale.lease import Driver, Held, Lease, claim, drivers, holder, release
+from bnscale.probes import EPOCH, curve
+from bnscale.schedule.turns import Elsewhere, Turn, look, take
+from bnscale.storage import Folder
+from bnscale.store import Manifest, Store, TakenOver
+from bnscale.trial import Outcome, Trial
+
+ROOT = Path(__file__).parents[2]
+FILE = ROOT / "studies" / "frankle_depth.py"
+STEPS = 40
+LIMIT = 1.5  # seconds of silence, for tests
+
+pytestmark = pytest.mark.timeout(400)  # processes may take long to start on a busy machine
+
+
+def job(store: Path, seed: int = 0, steps: int = STEPS) -> train.Job:
+    trial = digits(seed=seed, steps=steps, batch=100, norm_batch=100)
+    return train.Job(trial, {curve: EPOCH}, str(store), str(store), None, 0, 0.0)
+
+
+def to_the_end(turn: Turn, pause: float = 0.0) -> Outcome | None:
+    outcome = None
+    for at in train.run(turn.job, Gang(0, 1, torch.device("cpu")), 1, lambda: False):
+        outcome = at.outcome
+        time.sleep(pause)
+    turn.end()
+    return outcome
+
+
+def rows(store: Path) -> list[tuple[Any, ...]]:
+    return bnscale.open(store).sql("select step, split, loss, accuracy from curve order by all").rows
+
+
+def manifest(store: Path, trial: Trial) -> Manifest:
+    found = Store.existing(store).manifest(trial.id)
+    assert found is not None
+    return found
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All but what a sign of life changes."""
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {name: content for name, content in found.items() if not name.startswith("drivers")}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, ...]]:
+    """What one driver that nothing happens to reads."""
+    store = tmp_path_factory.mktemp("unbroken")
+    with Driver(Folder(store), "alone") as driver:
+        turn = take(job(store), driver.id, (), halving=False)
+        assert isinstance(turn, Turn)
+        assert to_the_end(turn) is Outcome.FINISHED
+    return rows(store)
+
+
+@contextmanager
+def another(store: Path, machine: str) -> Iterator[subprocess.Popen[str]]:
+    """A driver in a process of its own that is half way through the trial of `job(store)`."""
+    process = subprocess.Popen(
+        [sys.executable, __file__, str(store), machine],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        trial, deadline = job(store).trial, time.monotonic() + 100
+        while not ((store / "manifests" / f"{trial.id}.json").exists() and manifest(store, trial).step > 5):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def until_taken(store: Path, driver: Driver) -> Turn:
+    deadline = time.monotonic() + 60
+    while True:
+        turn = take(job(store), driver.id, driver.dead(), halving=False)
+        if isinstance(turn, Turn):
+            return turn
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+# --- a driver that is gone ------------------------------------------------------------------------
+
+
+def test_07_the_trial_of_a_machine_lost_for_ever_goes_on_elsewhere_when_its_lease_has_ended(
+    tmp_path: Path, unbroken: list[tuple[Any, ...]]
+) -> None:
+    with another(tmp_path, "lost") as process, Driver(Folder(tmp_path), "depth", limit=LIMIT) as driver:
+        held = take(job(tmp_path), driver.id, driver.dead(), halving=False)
+        assert held == Elsewhere(f"{leases.socket.gethostname()}:{process.pid} (study slow)", over=False)
+        process.kill()
+        process.wait()
+        silent = time.monotonic()
+        turn = until_taken(tmp_path, driver)  # this machine cannot see that process; only its silence tells
+        assert time.monotonic() - silent > LIMIT / 2
+        reached = manifest(tmp_path, turn.job.trial).step
+        assert 0 < reached < STEPS
+        assert to_the_end(turn) is Outcome.FINISHED
+    assert rows(tmp_path) == unbroken
+    assert manifest(tmp_path, turn.job.trial).attempts == 2
+
+
+def test_07_the_trial_of_a_driver_killed_on_this_machine_is_free_at_once(
+    tmp_path: Path, unbroken: list[tuple[Any, ...]]
+) -> None:
+    with another(tmp_path, "") as process, Driver(Folder(tmp_path), "depth", limit=1e6) as driver:
+        assert isinstance(take(job(tmp_path), driver.id, driver.dead(), halving=False), Elsewhere)
+        process.kill()
+        process.wait()
+        assert to_the_end(until_taken(tmp_path, driver)) is Outcome.FINISHED
+    assert rows(tmp_path) == unbroken
+
+
+def test_11_a_driver_that_slept_past_its_lease_commits_nothing(tmp_path: Path, unbroken: list[tuple[Any, ...]]) -> None:
+    with another(tmp_path, "elsewhere") as process, Driver(Folder(tmp_path), "depth", limit=LIMIT) as driver:
+        os.kill(process.pid, signal.SIGSTOP)
+        assert to_the_end(until_taken(tmp_path, driver)) is Outcome.FINISHED
+        before = contents(tmp_path)
+        os.kill(process.pid, signal.SIGCONT)
+        said, _ = process.communicate(timeout=60)
+        assert "TakenOver" in said
+        assert contents(tmp_path) == before
+    assert rows(tmp_path) == unbroken
+
+
+# --- many -----------------------------------------------------------------------------------------
+
+
+def test_12_of_a_thousand_trials_that_end_together_none_is_lost_and_memory_stays_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # no test cuts the power
+    storage, line = Folder(tmp_path), threading.Barrier(16)
+    before = psutil.Process().memory_info().rss
+
+    def live(worker: int) -> None:
+        store = Store(tmp_path)
+        for number in range(worker, 1000, 16):
+            trial = digits(seed=number)
+            got = claim(storage, trial.id, driver.id)
+            assert isinstance(got, Lease)
+            writer = store.writer(trial, {}, {}, got.fence)
+            if number < 16:
+                line.wait()  # so that all are at it at once
+            writer.finish(Outcome.FINISHED, 10, {})
+            release(storage, got)
+
+    with Driver(storage, "many") as driver, ThreadPoolExecutor(16) as pool:
+        list(pool.map(live, range(16)))
+    found = Store.existing(tmp_path)
+    assert Counter((each.outcome, each.attempts) for each in found.manifests()) == {(Outcome.FINISHED, 1): 1000}
+    assert found.damaged == []
+    assert psutil.Process().memory_info().rss - before < 200 * 2**20
+
+
+def test_14_clocks_ten_minutes_apart_change_neither_who_trains_nor_which_attempt_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime.now(tz) - timedelta(minutes=10)
+
+    storage, store, trial = Folder(tmp_path), Store(tmp_path), digits()
+    with Driver(storage, "ahead", limit=1e6) as ahead:
+        first = claim(storage, trial.id, ahead.id)
+        assert isinstance(first, Lease)
+        early = store.writer(trial, {}, {}, first.fence)
+        monkeypatch.setattr(leases, "datetime", Slow)
+        monkeypatch.setattr(stores, "datetime", Slow)
+        with Driver(storage, "behind", limit=1e6) as behind:
+            assert behind.dead() == frozenset()
+            assert abs(drivers(storage)[behind.id].at - datetime.now(UTC)) > timedelta(minutes=9)
+            assert isinstance(claim(storage, trial.id, behind.id), Held)
+            release(storage, first)
+            second = claim(storage, trial.id, behind.id)
+            assert isinstance(second, Lease)
+            late = store.writer(trial, {}, {}, second.fence)  # it began earlier, by its own clock
+            with pytest.raises(TakenOver):
+                early.finish(Outcome.FINISHED, 1, {})
+            late.finish(Outcome.FINISHED, 2, {})
+    assert (manifest(tmp_path, trial).step, manifest(tmp_path, trial).fence) == (2, second.fence)
+
+
+# --- the schedule ---------------------------------------------------------------------------------
+
+
+def test_11_what_another_driver_ended_since_it_was_planned_is_not_trained_again(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with Driver(store.storage, "one") as one, Driver(store.storage, "two") as two:
+        finished, failed, older, stopped = (job(tmp_path, seed) for seed in range(4))
+        for each, outcome in ((finished, Outcome.DIVERGED), (failed, Outcome.FAILED), (older, Outcome.FAILED)):
+            turn = take(each, one.id, (), halving=False)
+            assert isinstance(turn, Turn)
+            store.writer(each.trial, train.readings(each.probes), {}, turn.job.fence).finish(outcome, 0, {})
+            turn.end()
+        store.writer(stopped.trial, train.readings(stopped.probes), {}).flush(0)
+        store.stop_early(stopped.trial.id)
+        planned_later = train.Job(**(vars(older) | {"attempts": 1}))
+        for each, halving, found in (
+            (finished, False, Elsewhere("another driver", over=True, outcome=Outcome.DIVERGED)),
+            (failed, False, Elsewhere("another driver", over=True, outcome=Outcome.FAILED)),
+            (planned_later, False, None),  # a failure that was known is tried again
+            (stopped, True, Elsewhere("another driver", over=True)),
+            (stopped, False, None),
+        ):
+            assert look(each, two.id, (), halving=halving) == found
+            turn = take(each, two.id, (), halving=halving)
+            assert (turn == found) if found else isinstance(turn, Turn)
+            if isinstance(turn, Turn):
+                turn.end()
+            assert holder(store.storage, each.trial.id) is None
+
+
+def study(store: Path) -> subprocess.Popen[str]:
+    axes = ["depth=8", "trainable=bn,output", "lr=0.3", "seed=0,1,2,3", "epochs=none", "steps=30"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    sets = [word for each in axes for word in ("--set", each)]
+    return subprocess.Popen(
+        [sys.executable, str(FILE), "--preset", "laptop", *sets, "--store", str(store)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+def test_11_two_drivers_at_once_train_each_trial_once_and_report_the_same(tmp_path: Path) -> None:
+    both = [study(tmp_path / "results") for _ in range(2)]
+    try:
+        said = [process.communicate(timeout=300)[0] for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    assert [process.returncode for process in both] == [0, 0], said
+    found = Store.existing(tmp_path / "results").manifests()
+    assert Counter((each.outcome, each.attempts) for each in found) == {(Outcome.FINISHED, 1): 8}
+    reports = [output[output.index("\nclaim ") :] for output in said]
+    assert reports[0] == reports[1]
+    for output in said:
+        assert "8 done, 0 running, 0 failed, 0 diverged, 0 waiting" in output
+    assert any("works on this store, too; what it trains is left to it" in output for output in said)
+    assert Folder(tmp_path / "results").list("drivers") == []
+    assert all(holder(Folder(tmp_path / "results"), each.trial) is None for each in found)
+
+
+def _another(store: Path, machine: str) -> None:
+    if machine:
+        leases._machine = lambda: machine  # type: ignore[assignment]
+    with Driver(Folder(store), "slow", limit=LIMIT) as driver:
+        turn = take(job(store), driver.id, (), halving=False)
+        assert isinstance(turn, Turn)
+        to_the_end(turn, pause=0.05)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    _another(Path(sys.argv[1]), sys.argv[2])
