@@ -36,7 +36,7 @@ WORKERS = 4  # that die in all: each costs its successor some seconds of imports
 DRIVER_AT = (8, 18)  # trials that have ended when the driver is killed
 SEED = 7
 
-pytestmark = pytest.mark.timeout(600)  # some of the many processes may take long to start on a busy machine
+pytestmark = pytest.mark.timeout(900)  # some of the many processes may take long to start on a busy machine
 
 
 def start(store: Path, said: IO[str]) -> subprocess.Popen[str]:
