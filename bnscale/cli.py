@@ -4,6 +4,7 @@ bnscale sql "select ..."            ask a store
 bnscale export results.duckdb       every view as a table, for other tools
 bnscale networks                    every word a trial may choose, and the parameters of the networks
 bnscale export-network TRIAL ...    a trained network as a file of what its seed does not give back
+bnscale doctor [--cluster]          would a study run here? proved by doing
 bnscale study FILE [plan|run|...]   a study file's own commands; a mistake in the file is told in one line
 """
 
@@ -89,6 +90,27 @@ def _networks(
     if (network, depth, width, data) == (None,) * 4:
         catalogue.say_words(console)
     catalogue.say_counts(trials, console)
+
+
+@app.command("doctor")
+def _doctor(
+    cluster: Annotated[bool, typer.Option("--cluster", help="Every node of a Ray cluster.")] = False,
+    address: Annotated[str | None, typer.Option("--address", help="Of the cluster, if not on this machine.")] = None,
+    store: StorePlace = "results",
+    folder: Annotated[Path | None, typer.Option("--data", help="A folder of data sets to look at, too.")] = None,
+    file: Annotated[Path | None, typer.Option("--yaml", help="Check this cluster file, and nothing else.")] = None,
+) -> None:
+    """Would a study run? Versions, GPUs, a gang, store, token, disk, and of a cluster its clocks; exit 1 if not."""
+    from rich.console import Console
+
+    from bnscale import doctor
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 112)
+    if file is not None:
+        raise typer.Exit(doctor.doctor_yaml(file, console))
+    if cluster or address:
+        raise typer.Exit(doctor.doctor_cluster(store, folder, address, console))
+    raise typer.Exit(doctor.doctor(store, folder, console))
 
 
 @app.command(

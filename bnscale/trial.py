@@ -10,7 +10,7 @@ import json
 from difflib import get_close_matches
 from enum import StrEnum
 from functools import cached_property
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -315,7 +315,7 @@ def _refusal(trial: type[Trial], error: Any) -> str:
         case "missing":
             return f"{name}: missing; a trial has no defaults, so a recipe or an axis must set it"
         case "enum" | "is_instance_of":
-            choices = list(trial.model_fields[name].annotation)  # type: ignore[arg-type]
+            choices = list(cast(type[StrEnum], trial.model_fields[name].annotation))
             members = [str(m) for m in choices]
             if value in members:
                 choice = choices[members.index(value)]

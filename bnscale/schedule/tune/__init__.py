@@ -23,8 +23,19 @@ os.environ.update(
 )
 
 from bnscale.schedule.needs import Cluster
-from bnscale.schedule.tune.cluster import connect
+from bnscale.schedule.tune.cluster import connect, running
 from bnscale.schedule.tune.driver import run
 from bnscale.schedule.tune.nodes import Reply, on_every_node, rehearse
+from bnscale.schedule.tune.sight import check_sight, sight
 
-__all__ = ["Cluster", "Reply", "connect", "on_every_node", "rehearse", "run"]
+__all__ = [
+    "Cluster",
+    "Reply",
+    "check_sight",
+    "connect",
+    "on_every_node",
+    "rehearse",
+    "run",
+    "running",
+    "sight",
+]

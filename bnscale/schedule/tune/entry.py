@@ -6,55 +6,34 @@ Ray itself tries for 20 s to reach a cluster that refuses its token, and then sa
 import contextlib
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Iterator
-from enum import StrEnum
-from pathlib import Path
 
 import ray
 from ray._common.usage.usage_lib import get_cluster_metadata
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray._private.utils import check_version_info
-from ray._raylet import AuthenticationTokenLoader, GcsClient  # type: ignore[attr-defined]  # compiled
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
 from ray.exceptions import AuthenticationError, RayError
 
+from bnscale.schedule.token import TokenFrom, has_token, token_from
 from bnscale.trial import Refusal
-
-
-class TokenFrom(StrEnum):
-    """Where this process has its token from, in the order in which Ray looks."""
-
-    VARIABLE = "RAY_AUTH_TOKEN"
-    NAMED_FILE = "RAY_AUTH_TOKEN_PATH"
-    FILE = "~/.ray/auth_token"
-    NOWHERE = "nowhere"
-
-
-def token_from() -> tuple[TokenFrom, Path | None]:
-    """And the file that holds it, whether that exists or not; None for a variable."""
-    if os.environ.get(TokenFrom.VARIABLE):
-        return TokenFrom.VARIABLE, None
-    named = os.environ.get(TokenFrom.NAMED_FILE)
-    if named:
-        return TokenFrom.NAMED_FILE, Path(named).expanduser()
-    file = Path.home() / ".ray" / "auth_token"
-    return (TokenFrom.FILE if file.exists() else TokenFrom.NOWHERE), file
 
 
 def knock(address: str) -> None:
     """Raises `Refusal` where the cluster at host:port does not know this process's token, or runs other versions."""
     maybe_enable_token_auth_if_token_available()  # Ray does this itself only where it finds the address itself
-    source, file = token_from()
-    # Ray ends the whole process where it is told to use a token and finds none.
-    if os.environ.get("RAY_AUTH_MODE") == "token" and not AuthenticationTokenLoader.instance().has_token(
-        ignore_auth_mode=True
-    ):
-        raise Refusal(f"address {address}: RAY_AUTH_MODE is token, and there is no token in {file}; {_fetch(address)}")
+    mode = os.environ.get("RAY_AUTH_MODE", "")
+    if mode.lower() == "token" and not has_token():  # Ray ends the whole process there
+        raise Refusal(
+            f"address {address}: RAY_AUTH_MODE is token, and there is none in {token_from()[1]}; {_fetch(address)}"
+        )
     try:
         with no_stderr():
             versions = get_cluster_metadata(GcsClient(address=address))
     except AuthenticationError:
-        raise Refusal(f"address {address}: {_turned_away(source, file, address)}") from None
+        raise Refusal(f"address {address}: {_turned_away(address)}") from None
     except RayError as error:
         said = str(error).strip().splitlines()[0].rstrip(".").lower()
         raise Refusal(
@@ -67,18 +46,23 @@ def knock(address: str) -> None:
         raise Refusal(f"address {address}: {_differs(versions)}") from None
 
 
-def _turned_away(source: TokenFrom, file: Path | None, address: str) -> str:
-    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
-        return (
-            f"the cluster asks for a token and RAY_AUTH_MODE={os.environ['RAY_AUTH_MODE']} keeps this process from "
-            "showing one; `unset RAY_AUTH_MODE`"
-        )
-    if source is TokenFrom.NOWHERE:
-        return f"the cluster asks for a token and there is none in {file}; {_fetch(address)}"
-    held = source if file is None else file
-    return f"the token in {held} is not the cluster's; {_fetch(address)}" + (
-        f", and `unset {source}`" if source is not TokenFrom.FILE else ""
-    )
+def open_to_strangers(address: str) -> bool:
+    """Whether the cluster lets in a process that shows no token."""
+    knocks = f"from ray._raylet import GcsClient; GcsClient(address={address!r})"
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+    ended = subprocess.run([sys.executable, "-c", knocks], env=environment, capture_output=True, timeout=60)
+    return ended.returncode == 0
+
+
+def _turned_away(address: str) -> str:
+    mode = os.environ.get("RAY_AUTH_MODE", "token")
+    if mode.lower() != "token":
+        return f"the cluster asks for a token and RAY_AUTH_MODE={mode} keeps it back; `unset RAY_AUTH_MODE`"
+    if not has_token():
+        return f"the cluster asks for a token and there is none in {token_from()[1]}; {_fetch(address)}"
+    source, file = token_from()
+    also = "" if source is TokenFrom.FILE else f", and `unset {source}`"
+    return f"the token in {file or source} is not the cluster's; {_fetch(address)}{also}"
 
 
 def _fetch(address: str) -> str:

@@ -20,9 +20,11 @@ PATIENCE = 60.0  # seconds in which a node starts a process and answers
 class Reply(Generic[Found]):
     """Of one node."""
 
-    node: str  # what people call it: its host, with the beginning of Ray's id where two have the same
+    node: str  # Ray's id
+    name: str  # what people call it: its host, with the beginning of the id where two have the same
     found: Found | None
     error: str | None  # the last line of it; None where it answered
+    lost: bool  # no answer at all: too busy, or gone meanwhile
 
 
 def on_every_node(function: Callable[Asked, Found], *args: Asked.args, **kwargs: Asked.kwargs) -> list[Reply[Found]]:
@@ -30,15 +32,20 @@ def on_every_node(function: Callable[Asked, Found], *args: Asked.args, **kwargs:
     names = node_names()
     call = ray.remote(function)
     asked = {
-        name: call.options(
+        node: call.options(
             num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
         ).remote(*args, **kwargs)
-        for node, name in names.items()
+        for node in names
     }
     done, late = ray.wait(list(asked.values()), num_returns=len(asked), timeout=PATIENCE)
     for each in late:
         ray.cancel(each, force=True)
-    return [_reply(name, answer if answer in done else None) for name, answer in asked.items()]
+    return [_reply(node, names[node], answer if answer in done else None) for node, answer in asked.items()]
+
+
+def this_node() -> str:
+    """Ray's id of the node that this process is on."""
+    return str(ray.get_runtime_context().get_node_id())
 
 
 def node_names() -> dict[str, str]:
@@ -120,13 +127,13 @@ def _unheard(names: dict[str, str], places: list[str], answers: list[Any]) -> st
     return ", ".join(dict.fromkeys(names[node] for node, each in zip(places, answers, strict=True) if each in left))
 
 
-def _reply(name: str, answer: Any | None) -> Reply[Any]:
+def _reply(node: str, name: str, answer: Any | None) -> Reply[Any]:
     if answer is None:
-        return Reply(name, None, f"no answer within {PATIENCE:.0f} s")
+        return Reply(node, name, None, f"no answer within {PATIENCE:.0f} s", lost=True)
     try:
-        return Reply(name, ray.get(answer), None)
+        return Reply(node, name, ray.get(answer), None, lost=False)
     except RayError as error:
-        return Reply(name, None, _last_line(error))
+        return Reply(node, name, None, _last_line(error), lost=not isinstance(error, RayTaskError))
 
 
 def _last_line(error: RayError) -> str:
