@@ -6,12 +6,9 @@ twice, and of two that believe they train it one commits.
 """
 
 import os
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -27,7 +24,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from operations import watched
+from operations import memory, watched
 
 from bnscale import query
 from bnscale.lease import Driver, Held, Lease, claim, release
@@ -66,8 +63,8 @@ class Attempt:
 class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        memory = "/dev/shm"
-        self.root = Path(tempfile.mkdtemp(dir=memory if os.access(memory, os.W_OK) else None))
+        self.place = memory()
+        self.root = self.place.__enter__()
         self.store = Store(self.root)
         self.drivers: list[Driver] = []  # that can act
         self.dead: set[str] = set()  # of which all believe that they have died
@@ -91,7 +88,7 @@ class Machine(RuleBasedStateMachine):
     def teardown(self) -> None:
         for driver in self.drivers:
             driver.end()
-        shutil.rmtree(self.root)
+        self.place.__exit__(None, None, None)
 
     # --- drivers --------------------------------------------------------------------------------
 
@@ -311,7 +308,7 @@ def test_no_interleaving_of_drivers_writers_readers_compactions_and_crashes_lose
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=40,
+            max_examples=30,
             stateful_step_count=30,
             deadline=None,
             phases=[Phase.explicit, Phase.reuse, Phase.generate],  # making a failure shorter takes minutes
