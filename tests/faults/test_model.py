@@ -1,8 +1,8 @@
 """Any interleaving of drivers, writers, readers, compactions and crashes, held against a model of a few dictionaries.
 
 A driver may die between two calls or at any file operation inside of one, or only sleep while all believe it dead and
-then go on. No committed row is ever lost, none is there twice, no reader sees one that is not committed, no trial ends
-twice, and of two that believe they train it one commits.
+then go on; a manifest may be lost and written anew. No committed row is ever lost, none is there twice, no reader sees
+one that is not committed, no trial ends twice, and of two that believe they train it one commits.
 """
 
 import os
@@ -30,6 +30,7 @@ from bnscale import query
 from bnscale.lease import Driver, Held, Lease, claim, release
 from bnscale.store import Store, TakenOver, Writer
 from bnscale.trial import Outcome, Refusal, Trial
+from bnscale.verify import repair, verify
 
 TRIALS = [digits(seed=seed) for seed in range(2)]
 TABLES = ("mine", "yours")
@@ -225,6 +226,34 @@ class Machine(RuleBasedStateMachine):
         self.remember()
         self.kill(attempt.driver, False)
 
+    @precondition(lambda self: self.unattended)
+    @rule(data=st.data(), cut=st.booleans())
+    def lose_a_manifest(self, data: st.DataObject, cut: bool) -> None:
+        """And have it written anew from the data files: what was committed is there, and perhaps what nearly was."""
+        trial = data.draw(st.sampled_from(self.unattended), "trial")
+        for driver in self.dead:  # whoever listens for them deletes their keys
+            self.store.storage.delete(f"drivers/{driver}.json")
+        path = self.root / "manifests" / f"{trial}.json"
+        os.truncate(path, path.stat().st_size // 2) if cut else path.unlink()
+        verdict = verify(self.store)
+        assert {harm.trial for harm in verdict.harms} <= {trial}
+        repair(self.store, verdict)
+        assert not verify(self.store).harms
+        manifest, rows, before = self.store.manifest(trial), self.rows(trial), self.committed[trial]
+        assert before.items() <= rows.items(), "a committed row is lost"
+        if trial in self.ended and before:
+            assert manifest is not None
+            assert (manifest.outcome, rows) == (Outcome.FINISHED, before)
+        self.ended.discard(trial)
+        if manifest is not None and manifest.has_result:
+            self.ended.add(trial)
+        self.committed[trial] = rows
+        self.begun[trial] = manifest.attempts if manifest else 0
+        self.holder.pop(trial, None)
+        if verdict.harms:
+            self.fences[trial] += 1  # to mend it is a claim too
+        self.remember()
+
     # --- readers --------------------------------------------------------------------------------
 
     @precondition(lambda self: len(self.readers) < 2)
@@ -265,6 +294,16 @@ class Machine(RuleBasedStateMachine):
                 assert (table, row["step"]) not in found, "a row twice"
                 found[table, row["step"]] = row["value"]
         return found
+
+    @property
+    def unattended(self) -> list[str]:
+        """The trials that have begun, and that no living driver has."""
+        free = {None, *self.dead}
+        return [
+            trial
+            for trial, attempts in self.attempts.items()
+            if self.begun[trial] and not attempts and self.holder.get(trial) in free
+        ]
 
     # --- the model ------------------------------------------------------------------------------
 
