@@ -263,9 +263,7 @@ def test_21_a_damaged_manifest_is_named_and_hides_no_other_trial(three: Path, ha
     assert told.out.splitlines()[2].split() == ["6", "2"]
     assert (f"not read: manifest {manifest}: is damaged" in told.out) == (harm != "missing")
     if harm != "missing":
-        with pytest.raises(
-            Refusal, match=f"^manifest {manifest}: is damaged .* verify --repair writes it anew, or del"
-        ):
+        with pytest.raises(Refusal, match=f"^manifest {manifest}: is damaged .* verify --repair writes it anew"):
             Store(three).writer(digits(seed=1), {"more": "end"}, {})
     told = bnscale("verify", "--store", three)
     assert (told.code, manifest.name in told.out) == (1, True)
