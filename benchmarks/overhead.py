@@ -78,7 +78,7 @@ def scheduled(trials: list[Trial], folder: Path) -> tuple[float, float, int]:
             jobs, {of.id: SMALL for of in trials}, cluster,
             workers=1, threads=1, rivals=None, watch=watch, mend="run it again",
         )  # fmt: skip
-    assert set(outcomes.values()) == {Outcome.FINISHED}, outcomes
+    assert {each.outcome for each in outcomes.values()} == {Outcome.FINISHED}, outcomes
     warm = watch.ends[gangs - 1]
     return (watch.ends[-1] - warm) / (len(trials) - gangs), warm - start, gangs
 

@@ -50,7 +50,7 @@ __all__ = [
 
 FORMAT: Final = 2  # of manifests and of data files that are written; 1 had neither a fence nor footers, and is read
 
-RESERVED = ("manifests", "checkpoints", "trials", "cells")  # folders and views that are no probe's
+RESERVED = ("manifests", "checkpoints", "logs", "trials", "cells")  # folders and views that are no probe's
 
 _SQL = {int: "bigint", float: "double", str: "varchar", bool: "boolean"}
 _ARROW = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_()} | {
@@ -90,13 +90,19 @@ class Facts(TypedDict, total=False):
     diverged_step: int | None
     last_finite_loss: float | None
     error: str | None
+    failure: str | None  # of what kind the error is
     stopped_early: bool | None  # successive halving gave up on it; a checkpoint is there to go on from
     peak_memory: int | None  # bytes
+    recomputed: bool | None  # activations were computed again instead of kept: less memory, the same numbers
+    # Of trials that went on under another one, all of them in turn: "1 -> 2"
+    commits: str | None
+    devices: str | None
+    worker_counts: str | None
 
 
 _FACTS = TypeAdapter(Facts)
 # what a new attempt has none of yet
-_ENDINGS = ("ended", "diverged_step", "last_finite_loss", "error", "stopped_early", "peak_memory")
+_ENDINGS = ("ended", "diverged_step", "last_finite_loss", "error", "failure", "stopped_early", "peak_memory")
 
 
 class Part(BaseModel):
@@ -288,6 +294,7 @@ class Store:
         parts = before.parts if before else {}
         inherited = {name: value for name, value in before.facts.items() if name not in _ENDINGS} if before else {}
         lasting = {name: inherited[name] for name in ("started", "seconds") if name in inherited}
+        turns = {} if anew else _changes(inherited, facts)
         manifest = Manifest(
             format=FORMAT,
             bnscale=_version(),
@@ -301,7 +308,7 @@ class Store:
             fence=fence or (before.fence if before else 0),
             step=before.step if before and not anew else 0,
             total_steps=trial.total_steps,
-            facts=_checked(trial.id, {"started": datetime.now(UTC)} | inherited | facts | lasting),
+            facts=_checked(trial.id, {"started": datetime.now(UTC)} | inherited | facts | lasting | turns),
             columns=before.columns if before else {},
             parts={table: parts[table] for table in kept if table in parts} if anew else parts,
         )
@@ -679,6 +686,20 @@ class Writer:
 
     def _seconds(self) -> float:
         return self._seconds_before + time.monotonic() - self._clock
+
+
+_TURNS = {"commit": "commits", "device": "devices", "workers": "worker_counts"}
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
+    """Of a training that goes on: what is another than it was, all of it in turn."""
+    said = {}
+    for name, turns in _TURNS.items():
+        earlier = before.get(turns) or before.get(name)
+        if earlier is not None and now.get(name) is not None:
+            kept = [*str(earlier).split(" -> "), str(now[name])]
+            said[turns] = " -> ".join(each for each, last in zip(kept, [None, *kept], strict=False) if each != last)
+    return {turns: value for turns, value in said.items() if " -> " in value}
 
 
 def columns_of(row: type) -> dict[str, str]:

@@ -21,8 +21,10 @@ from bnscale.engine import Engine, Gang
 from bnscale.engine.local import LocalEngine
 from bnscale.engine.machine import facts_of, forget_peak, keep_freed_memory, peak_memory, release_memory
 from bnscale.networks import build, even_output, trained
+from bnscale.networks.recompute import Activations
 from bnscale.plateau import Plateau
 from bnscale.probes import Cadence, Curve, Probe, Snapshot, demand, described
+from bnscale.storage import storage
 from bnscale.store import Store
 from bnscale.trial import Outcome, OutputBias, Trial
 
@@ -42,6 +44,7 @@ class Job:
     save_every: float  # seconds between checkpoints: what a killed worker loses at most
     attempts: int = 0  # that there had been when it was planned
     fence: int = 0  # of the lease under which it is trained; 0 for none
+    recompute: bool = False  # activations are computed again instead of kept: less memory, more time, the same numbers
 
 
 @dataclass(frozen=True)
@@ -173,14 +176,27 @@ def readings(probes: dict[Probe, Cadence]) -> dict[str, str]:
     return {probe.__name__: described(probe, cadence) for probe, cadence in probes.items()}
 
 
-def fail(job: Job, error: str) -> None:
+def fail(job: Job, error: str, kind: str) -> None:
     """Record that a trial ended in an error, which says nothing about the science. A result stays one."""
     store = Store(job.store)
     before = store.manifest(job.trial.id)
     if before and before.covers(readings(job.probes)):
         return
     writer = store.writer(job.trial, readings(job.probes), {"commit": job.commit}, job.fence)
-    writer.finish(Outcome.FAILED, before.step if before else 0, {"error": error})
+    writer.finish(Outcome.FAILED, before.step if before else 0, {"error": error, "failure": kind})
+
+
+def log(job: Job, text: str) -> str:
+    """Add to the trial's log; returns where that is. Several workers may, at once. Raises `StoreFailure`."""
+    place, key = storage(job.store), f"logs/{job.trial.id}.txt"
+    added = False
+    while not added:
+        try:
+            content, version = place.get(key)
+            added = place.swap(key, content + text.encode(), version) is not None
+        except FileNotFoundError:
+            added = place.create(key, text.encode()) is not None
+    return f"{place.url}/{key}"
 
 
 def initialised(trial: Trial, data: Resident) -> nn.Module:
@@ -204,13 +220,14 @@ def run(job: Job, gang: Gang, threads: int, stop: Callable[[], bool]) -> Iterato
     network = initialised(trial, data)
     store = Store(job.store)
     checkpoints = store.checkpoints(trial.id)
+    way = Activations.RECOMPUTED if job.recompute else Activations.KEPT
     engine: Engine
     if gang.workers == 1:
-        engine = LocalEngine(network, trial, gang, checkpoints)
+        engine = LocalEngine(network, trial, gang, checkpoints, way)
     else:
         from bnscale.engine.deepspeed import DeepSpeedEngine  # seconds to import, and of no use to one worker
 
-        engine = DeepSpeedEngine(network, trial, gang, checkpoints, job.zero)
+        engine = DeepSpeedEngine(network, trial, gang, checkpoints, job.zero, way)
     notebook: Notebook = _Nowhere()
     if gang.leads:
         facts = facts_of(gang.device) | {
@@ -220,6 +237,7 @@ def run(job: Job, gang: Gang, threads: int, stop: Callable[[], bool]) -> Iterato
             "backend": "local" if gang.workers == 1 else f"deepspeed zero {job.zero}",
             "parameters": sum(p.numel() for p in network.parameters()),
             "trainable_parameters": sum(p.numel() for p in trained(network).values()),
+            "recomputed": job.recompute or None,
         }
         writer = store.writer(trial, readings(job.probes), facts, job.fence)
         if writer.anew:

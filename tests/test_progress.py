@@ -57,7 +57,7 @@ def test_a_log_gets_a_line_for_each_trial_that_ends_and_few_others(passing: Cloc
         watch.started("b")
         watch.ended("b", Outcome.DIVERGED)
         watch.started("c")
-        watch.lost("c", "the node is gone")
+        watch.lost("c", "a worker of c died: the node is gone")
         watch.ended("c", None)
     lines = text.getvalue().splitlines()
     counts = [line for line in lines if "waiting" in line]

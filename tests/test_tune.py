@@ -24,6 +24,7 @@ from ray import cloudpickle
 
 from bnscale.engine import Gang
 from bnscale.schedule.budget import Forecast
+from bnscale.schedule.failure import POLICY, Failure, Kind, Policy, Then
 from bnscale.schedule.needs import GIB, Cluster, Node, needs_of
 from bnscale.schedule.progress import Watch
 from bnscale.schedule.tune import connect, run
@@ -93,9 +94,15 @@ class Toy:
         outcome = Outcome.DIVERGED if trial.seed == DIVERGES else Outcome.FINISHED
         yield Progress(step, total, step / 2, total / 2, 1.0, trial.lr, outcome)
 
-    def fail(self, job: Job, error: str) -> None:
+    def fail(self, job: Job, failure: Failure) -> None:
         with (Path(job.store) / f"{job.trial.id}.failed").open("a") as file:
-            print(error, file=file)
+            print(failure.kind, failure.text, file=file)
+
+    def log(self, job: Job, text: str) -> str:
+        path = Path(job.store) / f"{job.trial.id}.log"
+        with path.open("a") as file:
+            print(text, file=file)
+        return str(path)
 
     def host(self, address: str, workers: int) -> tuple[str, int]:
         return address, 1
@@ -174,7 +181,7 @@ def study(
             mend="the same again",
             loop=Toy(),
         )
-    return outcomes, watch.said
+    return {trial: ending.outcome for trial, ending in outcomes.items()}, watch.said
 
 
 def told(each: Job, rank: int = 0) -> list[list[str]]:
@@ -262,7 +269,8 @@ def test_a_run_leaves_nothing_in_the_working_directory(alone: dict[str, Any]) ->
 def test_successive_halving_stops_the_worse_trial_of_its_own_group_only(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bnscale.schedule.tune.driver.DEATHS", 1)
+    impatient = {**POLICY, Kind.WORKER: Policy("a worker died", 1, Then.FAILED)}
+    monkeypatch.setattr("bnscale.schedule.failure.POLICY", impatient)
     jobs = {
         "best": job(tmp_path, 1, steps=120, lr=0.9),
         "worse": job(tmp_path, 2, steps=120, lr=0.3),

@@ -48,7 +48,7 @@ class Engine(Protocol):
         ...
 
     def agree(self, flag: bool) -> bool:
-        """What the leading worker says, on every worker."""
+        """Whether any worker says so, on every worker."""
         ...
 
     def statistics(self) -> dict[str, Tensor]:

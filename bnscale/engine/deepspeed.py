@@ -23,6 +23,7 @@ from bnscale.engine.checkpoint import newest, write
 from bnscale.engine.objective import Objective, decays
 from bnscale.engine.state import frozen_sum, load_state, state
 from bnscale.networks import trained, workers
+from bnscale.networks.recompute import Activations, recomputing
 from bnscale.storage import Storage
 from bnscale.trial import Refusal, Trial
 
@@ -128,7 +129,15 @@ class DeepSpeedEngine:
     that `norm_batch` and equal shares do not allow.
     """
 
-    def __init__(self, module: nn.Module, trial: Trial, gang: Gang, checkpoints: Storage | None, zero: int) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        trial: Trial,
+        gang: Gang,
+        checkpoints: Storage | None,
+        zero: int,
+        activations: Activations = Activations.KEPT,
+    ) -> None:
         import deepspeed
 
         self._trained = trained(module)
@@ -149,6 +158,7 @@ class DeepSpeedEngine:
         self._trial = trial
         self._sgd = torch.optim.SGD(decays(module, trial), trial.lr, momentum=trial.momentum)
         self._zero = zero
+        self._activations = activations
         share = trial.batch // gang.workers
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=Objective(module, trial),
@@ -169,7 +179,8 @@ class DeepSpeedEngine:
 
     def __call__(self, images_NCHW: Tensor, labels_N: Tensor) -> Tensor:
         """Mean loss of this worker's share of the batch: a float32 scalar on the device."""
-        return self._engine(images_NCHW.contiguous(memory_format=torch.channels_last), labels_N)
+        with recomputing(self.module, self._activations):
+            return self._engine(images_NCHW.contiguous(memory_format=torch.channels_last), labels_N)
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of the mean loss over the workers."""
@@ -193,9 +204,9 @@ class DeepSpeedEngine:
         return value
 
     def agree(self, flag: bool) -> bool:
-        """What the leading worker says, on every worker."""
+        """Whether any worker says so, on every worker."""
         said = torch.tensor(int(flag), device=self.gang.device)
-        dist.broadcast(said, src=0)
+        dist.all_reduce(said, dist.ReduceOp.MAX)
         return bool(said)
 
     def statistics(self) -> dict[str, Tensor]:

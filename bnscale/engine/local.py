@@ -14,6 +14,7 @@ from bnscale.engine.checkpoint import newest, write
 from bnscale.engine.objective import Objective, decays
 from bnscale.engine.state import frozen_sum, load_state, state
 from bnscale.networks import trained
+from bnscale.networks.recompute import Activations, recomputing
 from bnscale.storage import Storage
 from bnscale.trial import Refusal, Trial
 
@@ -21,7 +22,14 @@ from bnscale.trial import Refusal, Trial
 class LocalEngine:
     """SGD on one device. `checkpoints` is where the trial's are kept, or None for runs that keep nothing."""
 
-    def __init__(self, module: nn.Module, trial: Trial, gang: Gang, checkpoints: Storage | None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        trial: Trial,
+        gang: Gang,
+        checkpoints: Storage | None,
+        activations: Activations = Activations.KEPT,
+    ) -> None:
         assert gang.workers == 1, "several workers are the DeepSpeed engine's"
         self.gang = gang
         # Once, and while weights lie in order: channels last they would be copied to be summed.
@@ -30,6 +38,7 @@ class LocalEngine:
         self.module.train()
         self._trial = trial
         self._objective = Objective(self.module, trial)
+        self._activations = activations
         self._checkpoints = checkpoints
         self._total_steps = trial.total_steps
         self._trained = trained(self.module)
@@ -44,7 +53,8 @@ class LocalEngine:
             torch.backends.cudnn.benchmark = False
 
     def __call__(self, images_NCHW: Tensor, labels_N: Tensor) -> Tensor:
-        return self._objective(images_NCHW, labels_N)
+        with recomputing(self.module, self._activations):
+            return self._objective(images_NCHW, labels_N)
 
     def backward(self, loss: Tensor) -> None:
         if self._sgd is not None:

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 _PEAK = re.compile(r"^VmHWM:\s+(\d+) kB$", re.MULTILINE)
@@ -62,6 +63,15 @@ def peak_memory(device: torch.device) -> int | None:
     status = Path("/proc/self/status")
     found = _PEAK.search(status.read_text()) if status.exists() else None
     return int(found[1]) * 1024 if found else None
+
+
+def memory_of(device: torch.device) -> tuple[int, int]:
+    """Bytes of the device's memory, or of the machine's, and how many of them other processes hold now."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return total, max(0, total - free - torch.cuda.memory_reserved(device))
+    machine = psutil.virtual_memory()
+    return machine.total, max(0, machine.total - machine.available - psutil.Process().memory_info().rss)
 
 
 def in_bytes(count: float) -> str:

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
+from bnscale.schedule.failure import Failure
 from bnscale.trial import Refusal
 
 if TYPE_CHECKING:
@@ -16,10 +17,15 @@ if TYPE_CHECKING:
 class Loop(Protocol):
     """What the workers of a trial do. `Training` is the real one; a test may bring a toy."""
 
-    def run(self, job: "Job", gang: "Gang", threads: int, stop: Callable[[], bool]) -> "Iterator[Progress]": ...
+    def run(self, job: "Job", gang: "Gang", threads: int, stop: Callable[[], bool]) -> "Iterator[Progress]":
+        """Train. It asks `stop` after every step or few, before it saves and measures, and yields before the next:
+        so what passes between a yield and the next question is training, and nothing else."""
 
-    def fail(self, job: "Job", error: str) -> None:
-        """Record that the trial ended with an error."""
+    def fail(self, job: "Job", failure: Failure) -> None:
+        """Record that the trial has failed."""
+
+    def log(self, job: "Job", text: str) -> str:
+        """Add to the trial's log; returns where that is."""
 
     def host(self, address: str, workers: int) -> tuple[str, int]: ...
 
@@ -34,10 +40,15 @@ class Training:
 
         return train.run(job, gang, threads, stop)
 
-    def fail(self, job: "Job", error: str) -> None:
+    def fail(self, job: "Job", failure: Failure) -> None:
         from bnscale import train
 
-        train.fail(job, error)
+        train.fail(job, failure.text, failure.kind)
+
+    def log(self, job: "Job", text: str) -> str:
+        from bnscale import train
+
+        return train.log(job, text)
 
     def host(self, address: str, workers: int) -> tuple[str, int]:
         from bnscale.engine import deepspeed
@@ -50,7 +61,7 @@ class Training:
         return deepspeed.join(rank, workers, address, port, device)
 
 
-def record(loop: Loop, job: "Job", error: str) -> None:
-    """Write the error down, if that can be: on a full disk the trial has no end, and the next run tries it again."""
+def record(loop: Loop, job: "Job", failure: Failure) -> None:
+    """Write the failure down, if that can be: on a full disk the trial has no end, and the next run tries it again."""
     with contextlib.suppress(Refusal, OSError):
-        loop.fail(job, error)
+        loop.fail(job, failure)

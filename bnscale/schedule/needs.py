@@ -1,9 +1,10 @@
 """What each trial asks of a cluster, and what a cluster has. Nothing here knows Ray."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bnscale.trial import Refusal, Trainable
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from bnscale.train import Job
 
 GIB = 2**30
+ACCELERATOR = "accelerator_type:"  # how Ray calls the resource that tells the type of a node's GPUs
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Node:
     cpus: int
     gpus: int
     memory: int  # bytes that Ray may hand out
+    gpu_type: str | None = None  # as Ray calls it: "H100"; None without GPUs
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Cluster:
     ours: bool  # started by `connect`, and ended by it
     most: list[Node] | None  # every node that an autoscaler may bring it to; None where there is none
     nodes: list[Node]  # those that are there
+    gpu_type: str | None = None  # the only one that trials may use; None: any
 
     @property
     def cpus(self) -> int:
@@ -62,9 +66,12 @@ class Need:
     threads: int
     gpus: int  # a worker
     memory: int  # bytes a worker
+    gpu_type: str | None = None  # as Ray calls it; None: any
 
     def bundles(self) -> list[dict[str, float]]:
-        gpu = {"GPU": self.gpus} if self.gpus else {}
+        gpu: dict[str, float] = {"GPU": self.gpus} if self.gpus else {}
+        if self.gpus and self.gpu_type:
+            gpu[f"{ACCELERATOR}{self.gpu_type}"] = 0.001  # a node has one of it, for whoever asks
         return [{"CPU": self.threads, "memory": self.memory, **gpu} for _ in range(self.workers)]
 
 
@@ -83,7 +90,7 @@ def needs_of(
     top = max(memory.values(), default=GIB)
     if cluster.slots(threads, top) == cluster.slots(threads, 0):  # memory is not what limits the number of workers
         memory = dict.fromkeys(memory, top)
-    needs = {trial: Need(size, threads, gpus, memory[trial]) for trial, size in gang.items()}
+    needs = {trial: Need(size, threads, gpus, memory[trial], cluster.gpu_type) for trial, size in gang.items()}
     for trial, need in needs.items():
         if cluster.slots(threads, need.memory) < need.workers:
             raise Refusal(_too_large(trial, need, cluster))
@@ -100,4 +107,40 @@ def _too_large(trial: str, need: Need, cluster: Cluster) -> str:
         f"{trial}: needs {need.workers} worker{'s' if need.workers > 1 else ''} of {need.threads} CPUs{gpu} and "
         f"{need.memory / GIB:.1f} GiB each; the cluster {'may have' if cluster.most else 'has'} {nodes}. "
         "Ask for fewer workers a trial, fewer threads a worker or a smaller batch, or a larger cluster by its address"
+    )
+
+
+def gpu_type(device: str) -> str | None:
+    """What Ray calls a GPU that torch calls "NVIDIA H100 80GB HBM3": "H100". None for what is no GPU of NVIDIA's."""
+    model = re.match(r"(?:NVIDIA|Tesla|Quadro)\s+((?:[A-Z]+\s+)*[A-Z0-9]*\d[A-Z0-9]*)", device)
+    if model:
+        return model[1].replace(" ", "-")
+    return device.removeprefix("NVIDIA ").strip().replace(" ", "-") if device.startswith("NVIDIA ") else None
+
+
+def on_one_type(cluster: Cluster, devices: list[str]) -> Cluster:
+    """The part of a cluster with GPUs of one type: that of the first of `devices`, on which the study has trained, or
+    else that of which the cluster has most. Raises Refusal where it has none of them."""
+    here = Counter[str]()
+    for node in cluster.nodes:
+        if node.gpu_type:
+            here[node.gpu_type] += node.gpus
+    if not devices:
+        first = here.most_common(1)[0][0] if here else None
+    else:
+        first = gpu_type(devices[0])
+        if first is None and here:
+            raise Refusal(_other_type(devices[0], here))
+    if first is None:
+        return cluster  # without GPUs, or an autoscaler has yet to bring the first
+    if first not in here and not cluster.most:
+        raise Refusal(_other_type(devices[0], here))
+    return replace(cluster, nodes=[node for node in cluster.nodes if node.gpu_type in (first, None)], gpu_type=first)
+
+
+def _other_type(device: str, here: Counter[str]) -> str:
+    there = ", ".join(here) or "no GPU"
+    return (
+        f"--same-gpu: this study began on {device}, and the cluster has {there}; leave --same-gpu out (the report "
+        "shows what ran where), or choose another cluster with --address or another store with --store"
     )

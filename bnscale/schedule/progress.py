@@ -57,6 +57,7 @@ class Watch:
         self.waiting = set(self.seconds)
         self.elsewhere: dict[str, str] = {}  # trials that another driver trains, and who that is
         self.outcomes: Counter[Outcome | None] = Counter()
+        self.aside = 0  # trials that are left as they are
         self.spent = 0.0  # seconds that trials took, beside
         self.foreseen = 0.0  # the seconds that were forecast for the same work
         self._last_line = -math.inf
@@ -107,11 +108,18 @@ class Watch:
             reading = f"  accuracy {accuracy:.4f}" if accuracy is not None else ""
             self.say(f"{_word(outcome)} {trial}{reading}  ({sum(self.outcomes.values())}/{len(self.seconds)})")
 
-    def lost(self, trial: str, reason: str) -> None:
-        """A worker of the trial died; it waits to go on from its checkpoint."""
+    def lost(self, trial: str, what: str) -> None:
+        """Its workers are gone, and it waits to go on from its checkpoint."""
         self.running.pop(trial, None)
         self.waiting.add(trial)
-        self.say(f"a worker of {trial} died and will go on from its checkpoint ({reason})")
+        self.say(what)
+
+    def set_aside(self, trial: str, what: str) -> None:
+        """Nothing trains it any more in this run, and it has no end."""
+        self.waiting.discard(trial)
+        self.running.pop(trial, None)
+        self.aside += 1
+        self.say(what)
 
     def held(self, trial: str, who: str) -> None:
         """Another driver trains it: it is left to that one."""
@@ -173,6 +181,7 @@ class Watch:
             "failed": self.outcomes[Outcome.FAILED],
             "diverged": self.outcomes[Outcome.DIVERGED],
             "stopped early": self.outcomes[None],
+            "set aside": self.aside,
             "elsewhere": len(self.elsewhere),
             "waiting": len(self.waiting),
         }
@@ -186,7 +195,7 @@ class Watch:
         return f"{said}; {clock(self.left)} left, at most {clock(most)} for all rounds"
 
     def _view(self) -> Group:
-        ended = sum(self.outcomes.values())
+        ended = sum(self.outcomes.values()) + self.aside
         part = ended + sum(run.done for run in self.running.values())
         head = Table.grid(padding=(0, 1))
         head.add_row(ProgressBar(total=max(1, len(self.seconds)), completed=part, width=24), Text(self.counts()))

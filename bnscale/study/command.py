@@ -92,11 +92,17 @@ def app(study: Study, file: Path) -> typer.Typer:
         zero: Annotated[int, typer.Option("--zero", min=0, max=1, help="DeepSpeed ZeRO stage of a gang.")] = 0,
         save_every: Annotated[float, typer.Option("--save-every", min=0, help="Seconds between checkpoints.")] = 30.0,
         asha: Annotated[bool, typer.Option("--asha", help="Stop the worse nuisance values of a cell early.")] = False,
+        max_hours: Annotated[
+            float | None, typer.Option("--max-hours", min=0, help="End at a checkpoint after so long; exit code 124.")
+        ] = None,
+        same_gpu: Annotated[
+            bool, typer.Option("--same-gpu", help="Only on GPUs of the type on which the study began.")
+        ] = False,
         yes: Yes = False,
     ) -> None:
         """Train what is not yet done, then report. Run again, it goes on where it stopped (the default command)."""
         asked = Asked.of(study, file, preset or "laptop", sets, store, folder, MOST if yes else MANY)
-        way = Way(address, workers, threads, zero, save_every, asha, yes)
+        way = Way(address, workers, threads, zero, save_every, asha, max_hours, same_gpu, yes)
         run(asked, way, console, by_cluster=preset is None)
 
     @commands.command("status")

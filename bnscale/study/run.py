@@ -1,9 +1,11 @@
 """Train what a study's store lacks on a Ray cluster, and report. A search takes several rounds of training."""
 
 import contextlib
+import math
 import os
 import shlex
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from types import FrameType
@@ -14,9 +16,11 @@ from rich.console import Console
 from bnscale.lease import Driver
 from bnscale.probes import looking
 from bnscale.schedule import budget
+from bnscale.schedule.failure import Ending, Failure, Hopeless, OutOfTime
+from bnscale.schedule.needs import on_one_type
 from bnscale.schedule.progress import Watch
 from bnscale.storage import check, storage
-from bnscale.store import Store
+from bnscale.store import Manifest, Store
 from bnscale.study.asked import Asked
 from bnscale.study.plan import commit
 from bnscale.study.say import duration, make_report
@@ -37,6 +41,8 @@ class Way:
     zero: int = 0  # DeepSpeed's ZeRO stage of a gang
     save_every: float = 30.0  # seconds between checkpoints
     asha: bool = False  # stop the worse nuisance values of a cell early
+    max_hours: float | None = None  # of wall time, after which all ends at its checkpoint
+    same_gpu: bool = False  # only on GPUs of the type on which the study began
     yes: bool = False  # also more trials than are trained without asking twice
 
     @property
@@ -46,17 +52,24 @@ class Way:
         for field in fields(self):
             value, option = getattr(self, field.name), f"--{field.name.replace('_', '-')}"
             if value != field.default:
-                said += [option] if value is True else [option, f"{value:g}" if field.type is float else str(value)]
+                said += (
+                    [option] if value is True else [option, f"{value:g}" if isinstance(value, float) else str(value)]
+                )
         return said
 
 
 def run(asked: Asked, way: Way, console: Console, *, by_cluster: bool) -> None:
-    """Train what is missing, then report. Exits with 1 where a trial failed.
+    """Train what is missing, then report. Exits with 1 where a trial failed, and with 124 where its time was up.
 
     `by_cluster`: no preset was asked for, and the paper's is meant where there are GPUs.
     """
     with _leaving(shlex.join([*asked.words, *way.words])):
-        _run(asked, way, console, by_cluster=by_cluster)
+        try:
+            _run(asked, way, console, by_cluster=by_cluster)
+        except OutOfTime:
+            raise SystemExit(124) from None
+        except Hopeless:
+            raise SystemExit(1) from None
 
 
 def _run(asked: Asked, way: Way, console: Console, *, by_cluster: bool) -> None:
@@ -68,9 +81,10 @@ def _run(asked: Asked, way: Way, console: Console, *, by_cluster: bool) -> None:
             f"--asha: this study searches for the largest {axis} that trains, and a trial stopped early does not say; "
             f"leave it out, or name values of {axis} with --set {axis}=..."
         )
+    until = math.inf if way.max_hours is None else time.monotonic() + 3600 * way.max_hours
     asked.prepare(way.workers_per_trial)
     store = Store(asked.store)
-    failed: list[str] = []
+    endings: dict[str, Ending] = {}
     if by_cluster or asked.left(store, asha=way.asha):
         check(storage(asked.store))
         with tune.connect(way.address) as cluster:
@@ -83,36 +97,49 @@ def _run(asked: Asked, way: Way, console: Console, *, by_cluster: bool) -> None:
                 _say_paper(asked, console, cluster.slots(way.threads, 0))
             with Driver(store.storage, asked.study.name) as driver:
                 _say_others(driver, way, console)
-                asked, failed = _train_rounds(asked, store, way, cluster, driver, console)
+                asked, endings = _train_rounds(asked, store, way, cluster, driver, console, until)
     else:
         _say_size(asked, [], console, "")
     _check_verdicts(asked, store)
     make_report(asked, console)
+    failed = [trial for trial, ending in endings.items() if ending.outcome is Outcome.FAILED]
+    aside = {trial: each.failure for trial, each in endings.items() if each.outcome is None and each.failure}
     if failed:
         _say_failed(failed, store, console)
+    if aside:
+        _say_aside(aside, console)
+    if failed or aside:
         raise SystemExit(1)
 
 
 def _train_rounds(
-    asked: Asked, store: Store, way: Way, cluster: "Cluster", driver: Driver, console: Console
-) -> tuple[Asked, list[str]]:
+    asked: Asked, store: Store, way: Way, cluster: "Cluster", driver: Driver, console: Console, until: float
+) -> tuple[Asked, dict[str, Ending]]:
     """Train until nothing is left: in one round, or in as many as a search takes. What was asked for, as it is known
-    now, and the ids of trials that failed. A round without all its results is the last: another would be the same."""
+    now, and how the trials of the last round ended. A round without all its results is the last: another would be the
+    same."""
     while True:
         left = asked.left(store, asha=way.asha)
-        outcomes = _train(asked, left, store, way, cluster, driver, console)
-        failed = [trial for trial, outcome in outcomes.items() if outcome is Outcome.FAILED]
+        endings = _train(asked, store, left, way, cluster, driver, console, until)
         if not left or asked.search is None:
-            return asked, failed
+            return asked, endings
         asked = asked.again()
-        if not {Outcome.FINISHED, Outcome.DIVERGED}.issuperset(outcomes.values()) or not asked.left(store):
-            return asked, failed
+        outcomes = {ending.outcome for ending in endings.values()}
+        if not {Outcome.FINISHED, Outcome.DIVERGED}.issuperset(outcomes) or not asked.left(store):
+            return asked, endings
 
 
 def _train(
-    asked: Asked, left: list[Trial], store: Store, way: Way, cluster: "Cluster", driver: Driver, console: Console
-) -> dict[str, Outcome | None]:
-    """Run these trials; the outcome of each by its id, None where it has no end."""
+    asked: Asked,
+    store: Store,
+    left: list[Trial],
+    way: Way,
+    cluster: "Cluster",
+    driver: Driver,
+    console: Console,
+    until: float,
+) -> dict[str, Ending]:
+    """Run these trials, until a moment of the monotonic clock; the end of each by its id."""
     from bnscale.schedule import tune
 
     if not left:
@@ -123,8 +150,9 @@ def _train(
     wait = duration(sum(forecasts[trial.id].seconds for trial in left) / slots)
     _say_size(asked, left, console, f", about {wait} for {slots} at a time")
     code = commit(asked.file.resolve().parent)
-    begun = store.storage.each(store.manifest, [trial.id for trial in left])
-    known = {trial.id: manifest.attempts if manifest else 0 for trial, manifest in zip(left, begun, strict=True)}
+    begun = [each for each in store.storage.each(store.manifest, [trial.id for trial in left]) if each]
+    known = {manifest.trial: manifest for manifest in begun}
+    _warn_changed(begun, code, console)
     jobs = [
         Job(
             trial,
@@ -134,26 +162,35 @@ def _train(
             code,
             way.zero,
             way.save_every,
-            attempts=known[trial.id],
+            attempts=known[trial.id].attempts if trial.id in known else 0,
         )
         for trial in left
     ]
     later = sum(forecasts[each.trial.id].seconds * n for each, n in asked.later) / slots
     with Watch({trial.id: forecasts[trial.id].seconds for trial in left}, console, later) as watch:
-        outcomes = tune.run(
+        endings = tune.run(
             jobs,
             forecasts,
-            cluster,
+            on_one_type(cluster, _devices(asked, store)) if way.same_gpu else cluster,
             workers=way.workers_per_trial,
             threads=way.threads,
             rivals={each.trial.id: (each.cell, each.trial.seed) for each in asked.planned} if way.asha else None,
             watch=watch,
             mend=shlex.join([*asked.words, *way.words]),
             driver=driver,
+            until=until,
         )
-    for trial in [trial for trial, outcome in outcomes.items() if way.asha and outcome is None]:
+    for trial in [trial for trial, ending in endings.items() if way.asha and ending == Ending()]:
         store.stop_early(trial)
-    return outcomes
+    return endings
+
+
+def _devices(asked: Asked, store: Store) -> list[str]:
+    """Those on which trials of this study have trained, in the order of time."""
+    found = store.storage.each(store.manifest, [each.trial.id for each in asked.planned])
+    facts = [manifest.facts for manifest in found if manifest]
+    dated = [(each["started"], each["device"] or "") for each in facts if each.get("started") and each.get("device")]
+    return [device for _, device in sorted(dated)]
 
 
 def _check_size(way: Way, cluster: "Cluster") -> None:
@@ -233,12 +270,42 @@ def _say_paper(asked: Asked, console: Console, slots: int) -> None:
     )
 
 
+def _warn_changed(manifests: list[Manifest], code: str | None, console: Console) -> None:
+    """Of trials that other code began, and that go on now."""
+    begun = [each for each in manifests if each.outcome is None and each.step]
+    changed = {each.trial: each.facts["commit"] for each in begun if each.facts.get("commit") not in (None, code)}
+    if changed:
+        first = next(iter(changed))
+        console.print(
+            f"warning: {len(changed)} of these trials go on from checkpoints of other code, as {first} of "
+            f"{_short(changed[first])} (now {_short(code)}). Each keeps all its commits in the column commits; what "
+            "should be of one code alone begins anew without its manifest",
+            soft_wrap=True,
+            markup=False,
+        )
+
+
+def _short(code: str | None) -> str:
+    """A commit as people say it, with its plus."""
+    return f"{code[:9]}{'+' if code.endswith('+') else ''}" if code else "no commit"
+
+
+def _say_aside(aside: dict[str, Failure], console: Console) -> None:
+    """Trials that nothing is wrong with."""
+    console.print(f"{len(aside)} set aside; running the study again goes on from their checkpoints:", soft_wrap=True)
+    for trial, failure in aside.items():
+        console.print(f"  {trial}: {failure.short}", soft_wrap=True, markup=False)
+
+
 def _say_failed(failed: list[str], store: Store, console: Console) -> None:
     """The last line of each error, and where the whole of it is."""
     console.print(f"{len(failed)} failed; running the study again tries them again:", soft_wrap=True)
+    errors: dict[str, list[str]] = {}
     for trial in failed:
         manifest = store.manifest(trial)
         error = (manifest.facts.get("error") if manifest else None) or "no error was recorded"
-        console.print(f"  {trial}: {error.strip().splitlines()[-1]}", soft_wrap=True, markup=False)
+        errors.setdefault(error.strip().splitlines()[-1], []).append(trial)
+    for error, trials in errors.items():
+        console.print(f"  {', '.join(trials)}: {error}", soft_wrap=True, markup=False)
     whole = shlex.join(["bnscale", "sql", "select trial, error from trials where outcome = 'failed'"])
     console.print(f"all of each: {whole} --store {shlex.quote(store.url)}", soft_wrap=True, markup=False)

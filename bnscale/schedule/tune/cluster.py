@@ -16,7 +16,7 @@ import ray
 import yaml
 from ray._common.utils import get_ray_address_file
 
-from bnscale.schedule.needs import Cluster, Node
+from bnscale.schedule.needs import ACCELERATOR, Cluster, Node
 from bnscale.schedule.tune.entry import knock, no_stderr
 from bnscale.trial import Refusal
 
@@ -203,8 +203,21 @@ def _autoscaling(address: str) -> dict[str, Any] | None:
 
 
 def _node(resources: dict[str, float]) -> Node:
-    return Node(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), int(resources.get("memory", 0)))
+    types = sorted(name.removeprefix(ACCELERATOR) for name in resources if name.startswith(ACCELERATOR))
+    return Node(
+        int(resources.get("CPU", 0)),
+        int(resources.get("GPU", 0)),
+        int(resources.get("memory", 0)),
+        types[0] if types else None,
+    )
 
 
 def _nodes() -> list[Node]:
     return [_node(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def draining_nodes() -> list[str]:
+    """Ids of the nodes that are to go: drained by their autoscaler, by `ray drain-node`, or by the machine's end."""
+    from ray._private.state import state
+
+    return list(state.get_draining_nodes())

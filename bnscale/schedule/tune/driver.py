@@ -1,30 +1,36 @@
-"""The driver: a queue of trials, longest first; Ctrl-C; what the progress view is told."""
+"""The driver: a queue of trials, longest first; what follows a failure; Ctrl-C; what the progress view is told."""
 
 import contextlib
 import math
 import os
+import secrets
 import shutil
 import signal
 import tempfile
 import threading
-from collections import Counter
+import time
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import replace
+from enum import Enum
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray import tune
-from ray.exceptions import RayError
+from ray import cloudpickle, tune
+from ray.exceptions import RayActorError, RayError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
 from bnscale.lease import Driver
+from bnscale.networks.recompute import recomputable
+from bnscale.schedule.failure import POLICY, Ending, Failure, Hopeless, Judge, OutOfTime, Then
 from bnscale.schedule.loop import Loop, Training, record
 from bnscale.schedule.needs import Cluster, needs_of
 from bnscale.schedule.progress import Watch
-from bnscale.schedule.tune.cluster import own_folder
+from bnscale.schedule.tune import words
+from bnscale.schedule.tune.cluster import draining_nodes, own_folder
 from bnscale.schedule.tune.lead import Brief, Lead
+from bnscale.schedule.tune.watchdog import FLOOR
 from bnscale.schedule.turns import Elsewhere, Turn, look, take
 from bnscale.storage import StoreFailure
 from bnscale.trial import Outcome, Refusal
@@ -33,8 +39,8 @@ if TYPE_CHECKING:
     from bnscale.schedule.budget import Forecast
     from bnscale.train import Job
 
-DEATHS = 3  # of its workers that a trial survives in one run
 POLL = 1.0  # seconds between two looks at the trials of other drivers
+LOOK = 2.0  # seconds between two questions to the cluster which of its nodes are to go
 
 
 def run(
@@ -49,67 +55,84 @@ def run(
     mend: str,
     loop: Loop | None = None,
     driver: Driver | None = None,
-) -> dict[str, Outcome | None]:
-    """Run every job, longest first, and return the outcome of each by trial id; None where it has no end.
+    until: float = math.inf,
+    stall: float = FLOOR,
+) -> dict[str, Ending]:
+    """Run every job, longest first, and return the end of each by trial id.
 
     `workers` processes train one trial, each on `threads` CPUs and, where the cluster has them, a GPU.
     `rivals` puts trials into groups within which successive halving (ASHA) stops the worse ones early, by accuracy;
-    None trains all to the end. `mend` is the command that goes on after Ctrl-C.
+    None trains all to the end. `mend` is the command that goes on after Ctrl-C. At `until`, of the monotonic clock, all
+    ends as by Ctrl-C. No step may take longer than `stall` seconds, unless ten usual ones do.
 
     Trials are trained under the leases of `driver`. Those that another driver trains are left to it, and waited for in
     the end: how they end there is their outcome, and if their driver dies they are trained here.
 
-    Raises Refusal, before anything starts, where a trial fits no part of the cluster; KeyboardInterrupt after Ctrl-C
-    or SIGTERM, when every running trial has its checkpoint.
+    Raises Refusal, before anything starts, where a trial fits no part of the cluster; and when every running trial has
+    its checkpoint, KeyboardInterrupt after Ctrl-C or SIGTERM, OutOfTime, and Hopeless where the first trials all ended
+    in the same error.
     """
     needs = needs_of(jobs, forecasts, cluster, workers, threads)
     by_id = {job.trial.id: job for job in jobs}
     order = sorted(by_id, key=lambda trial: -forecasts[trial].seconds)
-    brief = Brief(by_id, needs, loop or Training(), driver.id if driver else None, halving=rivals is not None)
-    telling = _Telling(by_id, watch)
+    brief = Brief(
+        by_id,
+        needs,
+        dict(forecasts),
+        loop or Training(),
+        run=secrets.token_hex(8),
+        stall=stall,
+        driver=driver.id if driver else None,
+        halving=rivals is not None,
+    )
+    telling = _Telling(brief, watch)
     groups = max(1, min(cluster.slots(need.threads, need.memory) // need.workers for need in needs.values()))
     # Pending trials each ask Ray for a placement; few of them keep the order and cost little.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(groups)
 
     with _interruptible(watch) as interrupt:
+        brake = _Brake(telling, interrupt, until)
         while True:
             while left := [trial for trial in order if telling.open(trial)]:
-                before = Counter(telling.deaths)
-                brief = replace(brief, dead=driver.dead() if driver else frozenset())
-                _round(left, brief, telling, _scheduler(by_id, rivals), interrupt)
-                if interrupt.is_set() or telling.deaths == before:
+                before = telling.strikes
+                brief = telling.brief = replace(brief, dead=driver.dead() if driver else frozenset())
+                _round(left, brief, telling, _scheduler(by_id, rivals, telling), brake)
+                if brake.why is not None or telling.strikes == before:
                     break
-            for trial in order:
-                if telling.deaths[trial] > DEATHS and trial not in telling.outcomes:
-                    text = f"a worker died {telling.deaths[trial]} times; the last time: {telling.last_words[trial]}"
-                    _give_up(brief, trial, text)
-                    telling.outcomes[trial] = Outcome.FAILED
-                    watch.ended(trial, Outcome.FAILED)
             # Only now, for another driver may wait for those that were given up.
-            again = driver is not None and _await(brief, telling, driver, interrupt)
-            if interrupt.is_set():
-                watch.say(f"stopped; every running trial has its checkpoint. To go on: {mend}")
-                raise KeyboardInterrupt
+            again = driver is not None and _await(telling, driver, brake)
+            if brake.why is not None:
+                raise _stopped(brake.why, telling, mend)
             if not again:
                 break
-    return {trial: telling.outcomes.get(trial) for trial in by_id}
+    return {trial: telling.endings.get(trial, Ending()) for trial in by_id}
 
 
-def _give_up(brief: Brief, trial: str, text: str) -> None:
-    """Record why a trial has failed that no worker lives to record, unless another driver has it by now."""
-    if brief.driver is None:
-        record(brief.loop, brief.jobs[trial], text)
-        return
-    with contextlib.suppress(Refusal, StoreFailure):
-        turn = take(brief.jobs[trial], brief.driver, brief.dead, halving=brief.halving)
-        if isinstance(turn, Turn):
-            record(brief.loop, turn.job, text)
-            turn.end()
+class _Why(Enum):
+    """A run ends before its trials."""
+
+    ASKED = "stopped"
+    TIME = "the time is up"
+    HOPELESS = "stopped"
 
 
-def _round(
-    trials: list[str], brief: Brief, telling: "_Telling", scheduler: FIFOScheduler, interrupt: threading.Event
-) -> None:
+def _stopped(why: _Why, telling: "_Telling", mend: str) -> BaseException:
+    """What is raised, after it was said."""
+    saved = "every running trial has its checkpoint"
+    hopeless = telling.judge.hopeless
+    if why is _Why.HOPELESS and hopeless:
+        message = (
+            f"{why.value}: the first trials all ended in one error, as the others would ({hopeless.short}); {saved}. "
+            f"Mend that, and go on: {mend}"
+        )
+        telling.watch.say(message)
+        return Hopeless(message)
+    message = f"{why.value}; {saved}. To go on: {mend}"
+    telling.watch.say(message)
+    return OutOfTime(message) if why is _Why.TIME else KeyboardInterrupt()
+
+
+def _round(trials: list[str], brief: Brief, telling: "_Telling", scheduler: FIFOScheduler, brake: "_Brake") -> None:
     """One pass of Tune over `trials`."""
 
     def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
@@ -125,9 +148,9 @@ def _round(
             storage_path=str(folder),
             trial_dirname_creator=lambda trial: trial.trial_id,
             scheduler=scheduler,
-            stop=_Brake(telling, interrupt),
+            stop=brake,
             callbacks=[telling],
-            max_failures=DEATHS,
+            max_failures=-1,  # the judge says when it is enough
             reuse_actors=True,
             raise_on_failed_trial=False,
             verbose=0,
@@ -136,16 +159,17 @@ def _round(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _await(brief: Brief, telling: "_Telling", driver: Driver, interrupt: threading.Event) -> bool:
+def _await(telling: "_Telling", driver: Driver, brake: "_Brake") -> bool:
     """Until a trial that another driver trained is free, or all of them have ended. Whether one is free."""
-    if telling.held and not interrupt.is_set():
+    if telling.held and not brake.pressed():
         telling.watch.say("waiting for what other drivers train; Ctrl-C ends the waiting")
-    while telling.held and not interrupt.wait(POLL):
+    while telling.held and not brake.pressed():
+        brake.interrupt.wait(POLL)
         dead = driver.dead()
         free = False
         for trial in sorted(telling.held):
             try:
-                found = look(brief.jobs[trial], driver.id, dead, halving=brief.halving)
+                found = look(telling.brief.jobs[trial], driver.id, dead, halving=telling.brief.halving)
             except StoreFailure:
                 continue  # it may pass, and nothing is trained meanwhile
             telling.settle(trial, found)
@@ -157,20 +181,26 @@ def _await(brief: Brief, telling: "_Telling", driver: Driver, interrupt: threadi
 
 
 class _Telling(tune.Callback):
-    """Keeps what Tune reports and tells it to the watch."""
+    """Hears what Tune reports, has failures judged, and tells the watch."""
 
-    def __init__(self, jobs: Mapping[str, "Job"], watch: Watch) -> None:
-        self.jobs = jobs
+    def __init__(self, brief: Brief, watch: Watch) -> None:
+        self.brief = brief
         self.watch = watch
-        self.outcomes: dict[str, Outcome | None] = {}
-        self.deaths: Counter[str] = Counter()
-        self.last_words: dict[str, str] = {}
+        self.judge = Judge(len(brief.jobs))
+        self.endings: dict[str, Ending] = {}
+        self.strikes = 0  # failures so far, of whatever kind
+        self.struck: set[str] = set()  # trials whose worker has reported a failure and is now replaced
         self.held: dict[str, Elsewhere] = {}  # by another driver
         self.trials: list[Any] = []  # Tune's, of this round
+        self.nodes: dict[str, list[str]] = {}  # of the workers of each running trial
+        self.given_up: list[Any] = []  # trials that Tune has put into its queue again
+        self.told: set[str] = set()  # trials of whose end the watch has heard
+        self.leaving: set[Any] = set()  # actors that have been told that a node of theirs is to go
+        self._looked = 0.0
 
     def open(self, trial: str) -> bool:
-        """Whether it has yet to end: also after Tune has given it up for a death that it could survive."""
-        return trial not in self.outcomes and trial not in self.held and self.deaths[trial] <= DEATHS
+        """Whether it has yet to end, here: also after Tune has given it up for what it could survive."""
+        return trial not in self.endings and trial not in self.held
 
     def settle(self, trial: str, found: Elsewhere | None) -> None:
         """Another driver trains the trial, has ended it, or has left it."""
@@ -178,18 +208,22 @@ class _Telling(tune.Callback):
         if found is None:
             self.watch.freed(trial)
         elif found.over:
-            self.outcomes[trial] = found.outcome
-            self.watch.ended(trial, found.outcome)
+            self._end(trial, Ending(found.outcome))
         else:
             self.held[trial] = found
             self.watch.held(trial, found.who)
 
     def note(self, trial: str, result: Mapping[str, Any]) -> None:
         if result["outcome"]:
-            self.outcomes[trial] = Outcome(result["outcome"])
+            self.endings[trial] = Ending(Outcome(result["outcome"]))
+
+    # --- called by Tune --------------------------------------------------------------------------
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self.trials = trials
+        if time.monotonic() - self._looked > LOOK:
+            self._looked = time.monotonic()
+            self._make_room()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.watch.started(trial.config["trial"])
@@ -201,12 +235,17 @@ class _Telling(tune.Callback):
 
         name = trial.config["trial"]
         self.note(name, result)
-        if result["spoilt"]:
-            trial.max_failures = 0  # its actor now raises, to be replaced; the trial itself is over
+        if result["spoilt"] and not result["failure"]:
+            trial.max_failures = 0  # its actor now raises, to be replaced; the trial itself is over, or another's
+            if "elsewhere" not in result:
+                self._end(name, Ending())
         if "elsewhere" in result:
             self.settle(name, result["elsewhere"])
             return
-        of = self.jobs[name].trial
+        self.nodes[name] = result["nodes"]
+        self.judge.progressed(name, result["at"])
+        of = self.brief.jobs[name].trial
+        ending = self.endings.get(name)
         self.watch.progressed(
             name,
             Progress(
@@ -216,44 +255,108 @@ class _Telling(tune.Callback):
                 epochs=of.total_steps / of.steps_per_epoch,
                 loss=result["loss"],
                 accuracy=result.get("accuracy"),
-                outcome=self.outcomes.get(name),
+                outcome=ending.outcome if ending else None,
             ),
             result["began"],
         )
+        if result["failure"]:
+            self.struck.add(name)
+            self._failed(trial, result["failure"])
+            if name in self.endings:
+                trial.max_failures = 0
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        name = trial.config["trial"]
         if "elsewhere" not in trial.last_result:
-            self.watch.ended(name, self.outcomes.setdefault(name, None))  # without an end: stopped by ASHA
+            self._end(trial.config["trial"], Ending())  # without an end by now: stopped by ASHA
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._died(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        name = trial.config["trial"]
-        if "elsewhere" in trial.last_result:
-            return
-        if name in self.outcomes:
-            self.watch.ended(name, self.outcomes[name])
-        else:
-            self._died(trial)
+        self._died(trial)
+
+    # --- failures --------------------------------------------------------------------------------
 
     def _died(self, trial: Any) -> None:
+        """The process of a leading worker is gone."""
         name = trial.config["trial"]
-        self.deaths[name] += 1
-        said = [line.strip() for line in Path(trial.error_file).read_text().splitlines() if line.strip()]
-        # Ours begins with the name of its class; Ray's goes on with a paragraph of advice.
-        self.last_words[name] = said[-1].split("WorkerDiedError: ")[-1].split(". ")[0]
-        if self.deaths[name] <= DEATHS:
-            self.watch.lost(name, self.last_words[name])
+        if name in self.struck:
+            self.struck.discard(name)  # that was foreseen
+        elif self.open(name):
+            self._failed(trial, words.take(self.brief.run, name) or _death(trial))
+
+    def _failed(self, trial: Any, failure: Failure) -> None:
+        name = trial.config["trial"]
+        self.strikes += 1
+        then = self.judge.failed(name, failure, may_recompute=recomputable(self.brief.jobs[name].trial))
+        if then in (Then.AGAIN, Then.RECOMPUTING):
+            trial.config["recompute"] = self.judge.recomputing(name)
+            self.watch.lost(name, f"{POLICY[failure.kind].said}; {name} {then.value} ({failure.short})")
+            return
+        failure = self.judge.story(name, failure)
+        _give_up(self.brief, name, failure if then is Then.FAILED else None)
+        if trial.status == "PENDING":
+            self.given_up.append(trial)
+        self._end(name, Ending(Outcome.FAILED if then is Then.FAILED else None, failure))
+
+    def _end(self, name: str, ending: Ending) -> None:
+        if name in self.told:
+            return
+        self.told.add(name)
+        known = self.endings.setdefault(name, ending)
+        if known.outcome is None and known.failure:
+            what = f"{POLICY[known.failure.kind].said}; {name} {Then.ASIDE.value} ({known.failure.short})"
+            self.watch.set_aside(name, what)
+        else:
+            self.watch.ended(name, known.outcome)
+        self.judge.ended(known.failure)
+
+    def _make_room(self) -> None:
+        """Let the trials on nodes that are to go save their checkpoints and go on elsewhere."""
+        draining = set(draining_nodes())
+        if not draining:
+            return
+        for trial in self.trials:
+            actor = trial.temporary_state.ray_actor
+            on = self.nodes.get(trial.config["trial"], [])
+            if trial.status == "RUNNING" and actor and actor not in self.leaving and draining.intersection(on):
+                self.leaving.add(actor)
+                actor.leave.remote()
+
+
+def _give_up(brief: Brief, trial: str, failure: Failure | None) -> None:
+    """Record why a trial has failed, if it has, and let its lease go, unless another driver has it by now."""
+    job = brief.jobs[trial]
+    if brief.driver is None:
+        if failure:
+            record(brief.loop, job, failure)
+        return
+    with contextlib.suppress(Refusal, StoreFailure):
+        turn = take(job, brief.driver, brief.dead, halving=brief.halving)
+        if isinstance(turn, Turn):
+            if failure:
+                record(brief.loop, turn.job, failure)
+            turn.end()
+
+
+def _death(trial: Any) -> Failure:
+    """From what Ray says of the end of a process."""
+    kept = Path(trial.pickled_error_file)
+    error = cloudpickle.loads(kept.read_bytes()) if kept.exists() else None
+    if isinstance(error, RayActorError):
+        return Failure.of_death(str(error), preempted=error.preempted)
+    return Failure.of_words(Path(trial.error_file).read_text())
 
 
 class _Brake(tune.Stopper):
-    """Ends the round after Ctrl-C, when every running trial has saved its checkpoint."""
+    """Ends the round after Ctrl-C, at the end of the time, and where all is in vain, when every running trial has saved
+    its checkpoint."""
 
-    def __init__(self, telling: _Telling, interrupt: threading.Event) -> None:
+    def __init__(self, telling: _Telling, interrupt: threading.Event, until: float) -> None:
         self.telling = telling
         self.interrupt = interrupt
+        self.until = until
+        self.why: _Why | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune writes its stopper into its own state, which nobody reads
@@ -261,13 +364,30 @@ class _Brake(tune.Stopper):
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
+    def pressed(self) -> bool:
+        over = len(self.telling.endings) + len(self.telling.held) == len(self.telling.brief.jobs)
+        if self.interrupt.is_set():
+            self.why = _Why.ASKED
+        elif time.monotonic() >= self.until:
+            self.why = _Why.TIME
+        elif self.telling.judge.hopeless and not over:
+            self.why = _Why.HOPELESS
+        return self.why is not None
+
     def stop_all(self) -> bool:
-        if not self.interrupt.is_set():
+        if not self.pressed():
             return False
-        self.telling.watch.say("stopping: saving checkpoints (Ctrl-C again: at once)")
+        self._halt()
+        return True
+
+    def _halt(self) -> None:
         running = [trial for trial in self.telling.trials if trial.status == "RUNNING"]
         actors = {trial.config["trial"]: trial.temporary_state.ray_actor for trial in running}
-        halts = {actor.halt.remote(): trial for trial, actor in actors.items() if actor}
+        halts = {
+            actor.halt.remote(): trial for trial, actor in actors.items() if actor and trial not in self.telling.endings
+        }
+        if halts:
+            self.telling.watch.say("stopping: saving checkpoints (Ctrl-C again: at once)")
         left = list(halts)
         while left:  # as long as a step of training takes; the second Ctrl-C ends the waiting
             ready, left = ray.wait(left, timeout=0.5)
@@ -277,7 +397,6 @@ class _Brake(tune.Stopper):
                 except RayError as error:
                     last = str(error).strip().splitlines()[-1]
                     self.telling.watch.say(f"{halts[answer]}: no new checkpoint ({last}); the one before it counts")
-        return True
 
 
 @contextlib.contextmanager
@@ -302,15 +421,28 @@ def _interruptible(watch: Watch) -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _scheduler(jobs: Mapping[str, "Job"], rivals: Mapping[str, Hashable] | None) -> FIFOScheduler:
-    return FIFOScheduler() if rivals is None else _Halving(jobs, rivals)
+def _scheduler(jobs: Mapping[str, "Job"], rivals: Mapping[str, Hashable] | None, telling: _Telling) -> FIFOScheduler:
+    return _Queue(telling) if rivals is None else _Halving(jobs, rivals, telling)
 
 
-class _Halving(FIFOScheduler):
+class _Queue(FIFOScheduler):
+    """In turn. A trial that has been given up leaves the queue, in which Tune has put it again."""
+
+    def __init__(self, telling: _Telling) -> None:
+        super().__init__()
+        self.telling = telling
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        while self.telling.given_up:
+            tune_controller.stop_trial(self.telling.given_up.pop())
+        return super().choose_trial_to_run(tune_controller)
+
+
+class _Halving(_Queue):
     """One ASHA for each group of rivals: a deep network must not stop a shallow one for being better."""
 
-    def __init__(self, jobs: Mapping[str, "Job"], rivals: Mapping[str, Hashable]) -> None:
-        super().__init__()
+    def __init__(self, jobs: Mapping[str, "Job"], rivals: Mapping[str, Hashable], telling: _Telling) -> None:
+        super().__init__(telling)
         self.rivals = rivals
         epochs: dict[Hashable, float] = {}
         for name, job in jobs.items():

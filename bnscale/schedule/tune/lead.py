@@ -1,48 +1,68 @@
 """The workers of a trial: the Lead, which Tune calls, and the other Members of its gang."""
 
+import contextlib
 import math
 import os
+import socket
+import threading
 import time
-import traceback
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from bnscale.schedule.loop import Loop, record
+from bnscale.schedule.failure import Failure, Kind, Memory
+from bnscale.schedule.loop import Loop
 from bnscale.schedule.needs import Need
-from bnscale.schedule.tune.watchdog import Watchdog
+from bnscale.schedule.notice import Notice
+from bnscale.schedule.tune import words
+from bnscale.schedule.tune.watchdog import Pulse, Watchdog, stacks
 from bnscale.schedule.turns import Elsewhere, Turn, take
 from bnscale.store import TakenOver
-from bnscale.trial import Outcome
 
 if TYPE_CHECKING:
     import torch
 
     from bnscale.engine import Gang
+    from bnscale.schedule.budget import Forecast
     from bnscale.train import Job, Progress
 
 SLICE = 2.0  # seconds of training between two reports, so that a stop is heard and progress lives
 QUICK = 0.25  # seconds; an epoch shorter than this is no reason for a report
+GRACE = 5.0  # seconds in which the other workers of a gang that hangs write their stacks down, too
+PORTS = 5  # meeting places that a gang tries
 
 
 @dataclass(frozen=True)
 class Brief:
-    """What every leading worker knows, sent once: jobs and needs by trial id."""
+    """What every leading worker knows, sent once: jobs, needs and forecasts by trial id."""
 
     jobs: dict[str, "Job"]
     needs: dict[str, Need]
+    forecasts: Mapping[str, "Forecast"]
     loop: Loop
+    run: str  # no other run of the cluster has this name
+    stall: float  # seconds that a step may take, whatever its median
     driver: str | None = None  # whose leases the trials are trained under; None: under none
     dead: frozenset[str] = frozenset()  # drivers whose leases nobody holds any more
     halving: bool = False  # whether a trial that is told to stop was given up
 
+    def foreseen(self, trial: str) -> float:
+        """Seconds of a step."""
+        need = self.needs[trial]
+        return self.forecasts[trial].seconds / max(1, self.jobs[trial].trial.total_steps) * need.workers
+
 
 class WorkerDiedError(RuntimeError):
     """Another worker of the gang is gone: nothing is wrong with the trial."""
+
+
+class TakenAwayError(RuntimeError):
+    """This worker's machine is about to go."""
 
 
 def _ready(threads: int) -> "torch.device":
@@ -54,23 +74,58 @@ def _ready(threads: int) -> "torch.device":
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def _write_down(loop: Loop, job: "Job", rank: int, wrong: str) -> str:
+    """Put the stacks of this process into the trial's log; where they are. A store that hangs, too, keeps nobody."""
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
+    head = f"{now} UTC, {socket.gethostname()}, process {os.getpid()}, worker {rank}: {wrong}"
+    text = f"{head}\n{stacks()}\n"
+    where = []
+
+    def log() -> None:
+        with contextlib.suppress(Exception):
+            where.append(loop.log(job, text))
+
+    writing = threading.Thread(target=log, daemon=True)
+    writing.start()
+    writing.join(30.0)
+    return f"stacks in {where[0]}" if where else "the log of the trial could not be written"
+
+
 class Member:
     """A worker that does not lead."""
 
     def __init__(self, loop: Loop, threads: int) -> None:
         self.loop = loop
         self.threads = threads
+        self.notice = Notice()
+        self.notice.listen()
 
     def join(self, rank: int, workers: int, address: str, port: int) -> None:
         self.gang = self.loop.join(rank, workers, address, port, _ready(self.threads))
 
-    def train(self, job: "Job") -> str | None:
-        """Follow the leading worker to the end of a trial. Returns the error that ended it, if any."""
+    def node(self) -> str:
+        return str(ray.get_runtime_context().get_node_id())
+
+    def train(self, job: "Job", foreseen: float, stall: float) -> Failure | None:
+        """Follow the leading worker to the end of a trial. Returns what ended it before, if anything."""
+
+        def stalled(wrong: str) -> None:
+            _write_down(self.loop, job, self.gang.rank, wrong)  # whether that is the end, the leading worker knows
+
+        def stop() -> bool:
+            pulse.beat()
+            return self.notice.given.is_set()
+
+        pulse = Pulse(foreseen, stalled, floor=stall)
+        self.notice.busy = True
         try:
-            for _ in self.loop.run(job, self.gang, self.threads, lambda: False):
-                pass
-        except Exception:
-            return traceback.format_exc()
+            for _ in self.loop.run(job, self.gang, self.threads, stop):
+                pulse.going()
+        except Exception as error:
+            return Failure.of(error)
+        finally:
+            pulse.end()
+            self.notice.busy = False
         return None
 
 
@@ -83,9 +138,13 @@ class Lead(tune.Trainable):
         self.brief = brief
         self.need = brief.needs[config["trial"]]
         self.spoilt = False  # this process must serve no other trial
+        self.notice = Notice()
+        self.notice.listen()
         self.members = self._raise()
         device = _ready(self.need.threads)  # takes seconds, on all workers at once
         self.gang = self._meet(device) if self.members else Gang(0, 1, device)
+        self.nodes = [str(ray.get_runtime_context().get_node_id())]
+        self.nodes += ray.get([each.node.remote() for each in self.members])
         self._take(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -112,6 +171,10 @@ class Lead(tune.Trainable):
         self._wind_up(given_up=False)
         return self._report(True)
 
+    def leave(self) -> None:
+        """Save a checkpoint at the next step and make room. Called by the driver when a node is to go."""
+        self.notice.given.set()
+
     def cleanup(self) -> None:
         self._wind_up(given_up=self.brief.halving)
 
@@ -119,6 +182,10 @@ class Lead(tune.Trainable):
 
     def _take(self, config: dict[str, Any]) -> None:
         self.job = self.brief.jobs[config["trial"]]
+        self.recomputing = bool(config.get("recompute"))
+        if self.recomputing:
+            self.job = replace(self.job, recompute=True)
+        self.trial: str = config["trial"]
         self.stopping = False
         self.begun = False
         self.over = False
@@ -126,7 +193,14 @@ class Lead(tune.Trainable):
         self.began = 0  # the step of the checkpoint from which it goes on
         self.at: Progress | None = None
         self.watchdog: Watchdog | None = None
+        self.pulse: Pulse | None = None
         self.steps: Iterator[Progress] = iter(())
+
+    def _asked(self) -> bool:
+        """Whether to save and end. The loop asks after every step."""
+        if self.pulse:
+            self.pulse.beat()
+        return self.stopping or self.notice.given.is_set()
 
     def _begin(self) -> Elsewhere | None:
         """Claim the trial, and set all workers to it, unless another driver has it."""
@@ -137,9 +211,13 @@ class Lead(tune.Trainable):
                 self.over = True
                 return turn
             self.turn, self.job = turn, turn.job
-        self.steps = self.brief.loop.run(self.job, self.gang, self.need.threads, lambda: self.stopping)
+        self.steps = self.brief.loop.run(self.job, self.gang, self.need.threads, self._asked)
+        self.notice.busy = True
+        foreseen, stall = self.brief.foreseen(self.trial), self.brief.stall
         if self.members:
-            self.watchdog = Watchdog(self.members, [each.train.remote(self.job) for each in self.members], self._lost)
+            answers = [each.train.remote(self.job, foreseen, stall) for each in self.members]
+            self.watchdog = Watchdog(self.members, answers, self._lost)
+        self.pulse = Pulse(foreseen, self._stalled, floor=stall)
         return None
 
     def _end(self) -> None:
@@ -151,10 +229,13 @@ class Lead(tune.Trainable):
 
     def _advance(self) -> bool:
         """Whether the trial is over."""
+        assert self.pulse is not None
         if self.watchdog and self.watchdog.barked.is_set():
             raise WorkerDiedError("a worker is gone")
         start = time.monotonic()
         epoch = math.floor(self.at.epoch) if self.at else 0
+        if self.at is not None:
+            self.pulse.going()
         for at in self.steps:
             if self.at is None:
                 self.began = at.step
@@ -165,10 +246,20 @@ class Lead(tune.Trainable):
             passed = time.monotonic() - start
             if passed > SLICE or (passed > QUICK and math.floor(at.epoch) > epoch):
                 return False
-        if self.watchdog:
-            self.spoilt = not self.watchdog.dismiss()
+            self.pulse.going()
+        self._rest()
+        if not self.stopping and (self.at is None or self.at.outcome is None):
+            raise TakenAwayError("the machine of a worker is about to go, and the trial has its checkpoint")
         self._end()
         return True
+
+    def _rest(self) -> None:
+        """Nothing is trained any more."""
+        if self.pulse:
+            self.pulse.end()
+        if self.watchdog:
+            self.spoilt = not self.watchdog.dismiss()
+        self.notice.busy = False
 
     def _wind_up(self, *, given_up: bool) -> None:
         """Let the trial save a checkpoint and end, if it has not ended. `given_up`: by successive halving."""
@@ -176,38 +267,68 @@ class Lead(tune.Trainable):
             self.stopping = True
             for at in self.steps:
                 self.at = at
-            if self.watchdog:
-                self.spoilt = not self.watchdog.dismiss()
+            self._rest()
             if given_up and self.turn and not (self.at and self.at.outcome):
                 # Before its lease is free: another driver must see that it is not to be trained.
                 self.turn.store.stop_early(self.job.trial.id)
             self._end()
 
     def _failed(self, error: Exception) -> dict[str, Any]:
-        """Raise a worker's death, so that Tune begins again with fresh workers; record an error of the code."""
+        """Report what happened; the driver says what follows, and has the lease until then. This process is replaced,
+        unless an error of the code ended a trial that it trained alone."""
+        self.over = True
+        self.steps = iter(())
+        self.notice.busy = False
+        if self.pulse:
+            self.pulse.end()
         if isinstance(error, TakenOver):
             self.spoilt = self.watchdog is not None  # the others of the gang are in the middle of a step
             self._end()
             elsewhere = {"elsewhere": Elsewhere("another driver", over=False)} if self.turn else {}
             return self._report(not self.spoilt) | {"spoilt": self.spoilt} | elsewhere
-        text = "".join(traceback.format_exception(error))
-        if self.watchdog:
-            verdict = self.watchdog.verdict(text)
-            self.spoilt = True
-            if verdict is None:
-                raise WorkerDiedError("another worker of the gang died") from error
-            text = verdict
+        if isinstance(error, TakenAwayError):
+            failure = Failure(Kind.PREEMPTED, str(error))
+        else:
+            failure = Failure.of(error)
+            if self.watchdog:
+                failure = self.watchdog.verdict(failure)
+        if failure.kind is Kind.OOM:
+            failure = self._whose(failure)
         # An error on a GPU may poison its process for good.
-        self.spoilt = self.spoilt or self.gang.device.type == "cuda"
-        record(self.brief.loop, self.job, text)
-        self._end()
-        return self._report(not self.spoilt) | {"outcome": str(Outcome.FAILED), "spoilt": self.spoilt}
+        alone = self.watchdog is None and self.gang.device.type == "cpu"
+        self.spoilt = not (alone and failure.kind is Kind.CODE)
+        return self._report(not self.spoilt) | {"failure": failure, "spoilt": self.spoilt}
 
-    def _lost(self) -> None:
+    def _whose(self, failure: Failure) -> Failure:
+        """Of an out-of-memory: the trial's own or a neighbour's, with the figures."""
+        from bnscale.engine.machine import in_bytes, memory_of, peak_memory
+
+        forecast = self.brief.forecasts[self.trial]
+        device = self.gang.device
+        total, others = memory_of(device)
+        foreseen = forecast.on_gpu if device.type == "cuda" else forecast.memory
+        memory = Memory(total, others, peak_memory(device) or 0, foreseen)
+        figures = (
+            f"out of memory: {in_bytes(memory.forecast)} were forecast, this process has held {in_bytes(memory.peak)} "
+            f"at most, others hold {in_bytes(memory.others)} of {in_bytes(memory.total)}"
+        )
+        if self.recomputing:
+            figures += ", and activations were computed again instead of kept"
+        return Failure(memory.kind, f"{failure.text.rstrip()}\n{figures}\n")
+
+    def _lost(self, failure: Failure) -> None:
         """Called by the watchdog when a death has left this process hanging in a collective."""
-        text = self.watchdog.found if self.watchdog else None
-        if text:
-            record(self.brief.loop, self.job, text)
+        words.leave(self.brief.run, self.trial, failure)
+        os._exit(1)
+
+    def _stalled(self, wrong: str) -> None:
+        """Called by the pulse when this process hangs in a step."""
+        where = _write_down(self.brief.loop, self.job, 0, wrong)
+        if self.members:
+            time.sleep(GRACE)
+            for each in self.members:
+                ray.kill(each)
+        words.leave(self.brief.run, self.trial, Failure(Kind.HANG, f"{wrong}; {where}"))
         os._exit(1)
 
     def _report(self, over: bool) -> dict[str, Any]:
@@ -218,7 +339,9 @@ class Lead(tune.Trainable):
             "epoch": at.epoch if at else 0.0,
             "loss": at.loss if at else None,
             "outcome": str(at.outcome) if at and at.outcome else None,
+            "failure": None,
             "spoilt": False,
+            "nodes": self.nodes,
             "done": over,
         }
         # Absent rather than None: ASHA compares what is there.
@@ -245,10 +368,20 @@ class Lead(tune.Trainable):
     def _meet(self, device: "torch.device") -> "Gang":
         """Join with the other workers; the gang stays together for all later trials."""
         loop, workers = self.brief.loop, self.need.workers
-        address, port = loop.host(ray.util.get_node_ip_address(), workers)
+        address, port = self._host(ray.util.get_node_ip_address(), workers)
         joins = [each.join.remote(rank, workers, address, port) for rank, each in enumerate(self.members, start=1)]
-        watchdog = Watchdog(self.members, joins, lambda: os._exit(1))
+        watchdog = Watchdog(self.members, joins, lambda failure: os._exit(1))
         gang = loop.join(0, workers, address, port, device)
         if not watchdog.dismiss():
-            raise WorkerDiedError(watchdog.found or "a worker died while the gang met")
+            raise WorkerDiedError(watchdog.found.text if watchdog.found else "a worker died while the gang met")
         return gang
+
+    def _host(self, address: str, workers: int) -> tuple[str, int]:
+        """A meeting place, at another port where one is taken."""
+        for left in reversed(range(PORTS)):
+            try:
+                return self.brief.loop.host(address, workers)
+            except (OSError, RuntimeError) as error:
+                if not left or Failure.of(error).kind is not Kind.PORT:
+                    raise
+        raise AssertionError("the last try returns or raises")

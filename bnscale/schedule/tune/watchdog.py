@@ -1,14 +1,27 @@
-"""Watches the other workers of a gang."""
+"""Watches the other workers of a gang, and on every worker whether steps are made."""
 
+import faulthandler
+import statistics
+import sys
+import tempfile
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError
 
+from bnscale.schedule.failure import Failure
+
 PATIENCE = 10.0  # seconds until a process that hangs in a collective, because another worker is gone, is ended
 NOTICE = 3.0  # seconds in which Ray learns of a death that other workers have already felt
+
+SLOWNESS = 10  # times the median step, that no step may take
+FLOOR = 120.0  # seconds that every step may take
+TICK = 1.0  # seconds between two looks at the clock
+FROZEN = 300.0  # seconds in which not even that thread ran: the interpreter itself is stuck
 
 
 class Watchdog:
@@ -18,11 +31,12 @@ class Watchdog:
     free this process either, it calls `lost`.
     """
 
-    def __init__(self, members: list[Any], answers: list[Any], lost: Callable[[], None]) -> None:
+    def __init__(self, members: list[Any], answers: list[Any], lost: Callable[[Failure], None]) -> None:
         self.members = members
         self.answers = answers
         self.lost = lost
-        self.found: str | None = None  # the error that a worker met; None for a death
+        self.found: Failure | None = None  # what a worker met
+        self.died = False  # whether that was its death
         self.barked = threading.Event()
         self.over = threading.Event()  # all answered and well
         self.freed = threading.Event()
@@ -36,40 +50,109 @@ class Watchdog:
         self.freed.set()
         return False
 
-    def verdict(self, own: str) -> str | None:
-        """The error to record, where `own` is what this process met; None where a worker died."""
+    def verdict(self, own: Failure) -> Failure:
+        """What befell the gang, where `own` is what this process met."""
         self.freed.set()
-        return self.found if self.barked.wait(2 * NOTICE) else own
+        if not self.barked.wait(2 * NOTICE) or self.found is None:
+            return own
+        return self.found if self.died else own.or_(self.found)
 
     def _watch(self) -> None:
         left = self.answers
         while left:
             ready, left = ray.wait(left)
-            dead, error = self._hear(ready)
-            if not dead and error is None:
+            death, error = self._hear(ready)
+            if death is None and error is None:
                 continue
             # A death reaches the others as a broken connection: is there one behind this error?
-            if not dead and left:
+            if death is None and left:
                 late, _ = ray.wait(left, num_returns=len(left), timeout=NOTICE)
-                dead, _ = self._hear(late)
-            self.found = None if dead else error
+                death, others = self._hear(late)
+                error = error.or_(others) if error else others
+            self.died = death is not None
+            self.found = death or error
             self.barked.set()
             for member in self.members:
                 ray.kill(member)
-            if not self.freed.wait(PATIENCE):
-                self.lost()
+            if not self.freed.wait(PATIENCE) and self.found:
+                self.lost(self.found)
             return
         self.over.set()
 
     @staticmethod
-    def _hear(answers: list[Any]) -> tuple[bool, str | None]:
-        """Whether a worker died, and the error that one of them met."""
-        error = None
+    def _hear(answers: list[Any]) -> tuple[Failure | None, Failure | None]:
+        """The death of a worker, and the error that one of them met."""
+        error: Failure | None = None
         for answer in answers:
             try:
-                error = ray.get(answer) or error
-            except RayActorError:
-                return True, None
+                met: Failure | None = ray.get(answer)
+            except RayActorError as raised:
+                return Failure.of_death(str(raised), preempted=raised.preempted), None
             except RayError as raised:
-                error = str(raised)
-        return False, error
+                met = Failure.of_words(str(raised))
+            error = met.or_(error) if isinstance(met, Failure) else error
+        return None, error
+
+
+class Pulse:
+    """Measures the steps of a trial on this worker; where one takes too long, `stalled` is called from a thread.
+
+    A step has max(`SLOWNESS` x the median of those before it, `floor`) seconds, the first ones `SLOWNESS` x what was
+    foreseen. Readings, checkpoints and whatever else happens between two steps have their time: the clock runs from
+    `going` to `beat`, and only while this process does.
+    """
+
+    def __init__(self, foreseen: float, stalled: Callable[[str], None], *, floor: float = FLOOR) -> None:
+        self._foreseen = foreseen
+        self._stalled = stalled
+        self._floor = floor
+        self._taken: deque[float] = deque(maxlen=101)  # seconds of the latest steps
+        self._since: float | None = None  # when the step began; None: between two steps
+        self._silent = 0.0  # seconds of this step that the thread has seen pass
+        self._over = threading.Event()
+        threading.Thread(target=self._watch, args=(min(TICK, floor / 4),), name="pulse", daemon=True).start()
+
+    def going(self) -> None:
+        self._silent = 0.0
+        self._since = time.monotonic()
+
+    def beat(self) -> None:
+        if self._since is not None:
+            self._taken.append(time.monotonic() - self._since)
+            self._since = None
+
+    def end(self) -> None:
+        self._over.set()
+
+    @property
+    def limit(self) -> float:
+        """Seconds."""
+        usual = statistics.median(self._taken) if self._taken else self._foreseen
+        return max(SLOWNESS * usual, self._floor)
+
+    def _watch(self, tick: float) -> None:
+        last = time.monotonic()
+        try:
+            while not self._over.wait(tick):
+                # Where the interpreter itself is stuck, no thread of it can say so: this one is C.
+                faulthandler.dump_traceback_later(FROZEN, exit=True, file=sys.__stderr__ or sys.stderr)
+                now = time.monotonic()
+                # Of a pause of the whole process no more than this counts.
+                passed, last = min(now - last, 2 * tick), now
+                if self._since is not None:
+                    self._silent += passed
+                    if self._silent > self.limit and not self._over.is_set():
+                        usual = f"the median step takes {statistics.median(self._taken):.2g} s" if self._taken else ""
+                        told = usual or "there has been none before"
+                        self._stalled(f"no step in {self._silent:.0f} s, and the limit is {self.limit:.0f} s: {told}")
+                        return
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+
+def stacks() -> str:
+    """Where every thread of this process is."""
+    with tempfile.TemporaryFile("w+") as file:
+        faulthandler.dump_traceback(file, all_threads=True)
+        file.seek(0)
+        return file.read()
