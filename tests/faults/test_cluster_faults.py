@@ -20,8 +20,11 @@ from ground import Ground, alone, ground
 
 from bnscale import doctor
 from bnscale.doctor import State
+from bnscale.lease import Unseen
+from bnscale.schedule import tune
 from bnscale.schedule.budget import Forecast
 from bnscale.schedule.needs import GIB, Cluster, Node, needs_of
+from bnscale.schedule.turns import take
 from bnscale.storage import Folder, StoreFailure, check, storage
 from bnscale.train import Job
 from bnscale.trial import Refusal
@@ -107,6 +110,26 @@ def test_25_a_study_does_not_start_on_a_store_that_one_node_sees(two: Ground, ap
     assert f"`bnscale doctor --cluster --store {apart}` shows each" in told.err
     assert len(told.err.splitlines()) == 1
     assert list((apart / "manifests").iterdir()) == []
+
+
+def test_25_a_trial_goes_elsewhere_from_a_node_that_joined_later_and_sees_another_store(
+    two: Ground, apart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "check_sight", lambda store: None)  # as it was before the node joined
+    store = apart / "late"
+    file = study_file(tmp_path, seeds="range(3)")
+    told = bnscale("study", file, "--preset", "laptop", "--address", two.address, "--store", store)
+    assert (told.code, told.err) == (0, "")
+    assert "its node does not see the store; " in told.out
+    assert "3 done, 0 running, 0 failed" in told.out
+    assert len(storage(store).list("manifests")) == 3
+
+
+def test_25_where_nothing_is_seen_of_the_driver_nothing_is_made(tmp_path: Path) -> None:
+    job = Job(digits(), {}, str(tmp_path / "results"), data="", commit=None, zero=0, save_every=30.0)
+    with pytest.raises(Unseen, match="shows nothing of the driver that writes there; mount the same folder"):
+        take(job, "somebody", (), halving=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 class Hasty(Folder):
