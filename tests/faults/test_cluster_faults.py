@@ -385,6 +385,19 @@ def test_a_gang_larger_than_any_node_has_room_for_is_refused_with_what_there_is(
 
 
 @pytest.mark.parametrize(
+    ("words", "fits"), [(["3"], "--workers-per-trial 2"), (["1", "--threads", "2"], "--threads 1")]
+)
+def test_a_gang_that_no_part_of_a_cluster_has_room_for_is_told_the_largest_that_fits(
+    two: Ground, words: list[str], fits: str, tmp_path: Path
+) -> None:
+    rest = ["--preset", "laptop", "--address", two.address, "--store", two.shared / "large"]
+    told = bnscale("study", study_file(tmp_path), *rest, "--workers-per-trial", *words)
+    assert told.code == 2
+    assert f"the cluster has 2 x (1 CPUs and 0 GPUs); at most {fits} fits; " in told.err
+    assert len(told.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
     ("place", "wrong", "right"),
     [
         ((), "max_wokers", "max_workers"),
