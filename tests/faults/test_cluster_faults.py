@@ -385,7 +385,7 @@ def test_a_gang_larger_than_any_node_has_room_for_is_refused_with_what_there_is(
 
 
 @pytest.mark.parametrize(
-    ("words", "fits"), [(["3"], "--workers-per-trial 2"), (["1", "--threads", "2"], "--threads 1")]
+    ("words", "fits"), [(["4"], "--workers-per-trial 2"), (["1", "--threads", "2"], "--threads 1")]
 )
 def test_a_gang_that_no_part_of_a_cluster_has_room_for_is_told_the_largest_that_fits(
     two: Ground, words: list[str], fits: str, tmp_path: Path
