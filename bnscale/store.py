@@ -231,7 +231,11 @@ class Store:
     def existing(cls, place: str | Path | Storage) -> "Store":
         """A store to read; nothing is created. Raises `Refusal` where there is none."""
         kept = storage(place)
-        if not kept.holds("manifests"):
+        try:
+            there = kept.holds("manifests")
+        except StoreFailure as failure:
+            raise Refusal(str(failure)) from None
+        if not there:
             raise Refusal(
                 f"store {kept.url}: there is none; run a study that writes it, or choose another with --store"
             )
