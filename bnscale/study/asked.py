@@ -98,6 +98,12 @@ class Asked:
         return replace(self, searches=self._searches(self.search, self._open() if is_store(self.store) else None))
 
     @property
+    def recipe(self) -> list[str]:
+        """The command that runs it, on whichever store."""
+        at = self.words.index("--store")
+        return self.words[:at] + self.words[at + 2 :]
+
+    @property
     def planned(self) -> list[Planned]:
         """The trials that answer; of a search, what has been tried and what comes next."""
         return self.grid if self.search is None else [each for search in self.searches for each in search.planned]

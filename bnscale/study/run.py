@@ -163,6 +163,7 @@ def _train(
             way.zero,
             way.save_every,
             attempts=known[trial.id].attempts if trial.id in known else 0,
+            command=shlex.join([*asked.recipe, *way.words]),
         )
         for trial in left
     ]
