@@ -375,6 +375,15 @@ class Store:
                 self.damaged.append((trial_id, str(manifest)))
         return found
 
+    def known(self, trials: set[str]) -> dict[str, Manifest]:
+        """The manifests of the store by trial id; those of these `trials` also where a listing lags behind."""
+        found = {manifest.trial: manifest for manifest in self.manifests()}
+        if self.storage.far:
+            damaged = {trial for trial, _ in self.damaged}
+            hidden = self.storage.each(self.manifest, sorted(trials - found.keys() - damaged))
+            found |= {manifest.trial: manifest for manifest in hidden if manifest}
+        return found
+
     def writer(self, trial: Trial, probes: dict[str, str], facts: dict[str, Any], fence: int = 0) -> "Writer":
         """Open the trial's next attempt.
 

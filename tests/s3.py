@@ -64,6 +64,11 @@ class Server:
         with urllib.request.urlopen(f"{self.url}/_requests") as reply:
             return json.load(reply)
 
+    def token(self) -> str:
+        """The session token of the credentials that the server gave last."""
+        with urllib.request.urlopen(f"{self.url}/_token") as reply:
+            return reply.read().decode()
+
     def _tell(self, rules: tuple[dict[str, Any], ...]) -> None:
         request = urllib.request.Request(f"{self.url}/_rules", json.dumps(rules).encode(), method="POST")
         urllib.request.urlopen(request).close()
@@ -93,6 +98,9 @@ class _Failing:
             return [json.dumps(lines).encode()]
         query = environ.get("QUERY_STRING")
         line = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}" + (f"?{query}" if query else "")
+        if environ["PATH_INFO"] == "/_token":
+            start("200 OK", [])
+            return [_credentials(self.given)["Token"].encode()]
         if environ["PATH_INFO"] == "/_credentials":
             self.given += 1
             start("200 OK", [("Content-Type", "application/json")])
