@@ -2,6 +2,7 @@
 
 bnscale sql "select ..."            ask a store
 bnscale export results.duckdb       every view as a table, for other tools
+bnscale verify [--repair]           every file against its checksums; what to run again
 bnscale networks                    every word a trial may choose, and the parameters of the networks
 bnscale export-network TRIAL ...    a trained network as a file of what its seed does not give back
 bnscale doctor [--cluster]          would a study run here? proved by doing
@@ -9,6 +10,7 @@ bnscale study FILE [plan|run|...]   a study file's own commands; a mistake in th
 """
 
 import runpy
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -70,6 +72,34 @@ def _export_network(
     from bnscale.store import Store
 
     print(network_file.export(Store.existing(store), trial, out))
+
+
+@app.command("verify")
+def _verify(
+    store: StorePlace = "results",
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Set damaged files aside and write lost manifests anew; deletes nothing.")
+    ] = False,
+) -> None:
+    """Read every file of the results and hold it against its checksums; exit 1 where something is damaged."""
+    from bnscale import verify
+    from bnscale.store import Store
+
+    kept = Store.existing(store)
+    verdict = verify.verify(kept)
+    for line in verify.lines(verdict):
+        print(line)
+    if not verdict.harms:
+        return
+    if repair:
+        for line in verify.repair(kept, verdict):
+            print(f"mended: {line}")
+    else:
+        print(f"to mend what can be: bnscale verify --repair --store {shlex.quote(kept.url)}")
+    for command in verify.again(verdict, kept):
+        print(f"{'then ' if not repair else ''}run again what was lost: {command}")
+    if not repair or verify.verify(kept).harms:
+        raise SystemExit(1)
 
 
 @app.command("networks")
@@ -134,9 +164,14 @@ def _study(context: typer.Context, file: Annotated[Path, typer.Argument(help="A 
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one message and exit code 2."""
+    """Entry point: a user's mistake is one message and exit code 2; a store that fails is one and exit code 1."""
+    from bnscale.storage import StoreFailure
+
     try:
         app()
     except Refusal as mistake:
         print(mistake, file=sys.stderr)
         raise SystemExit(2) from None
+    except StoreFailure as failure:
+        print(failure, file=sys.stderr)
+        raise SystemExit(1) from None

@@ -17,14 +17,14 @@ import io
 import json
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -36,6 +36,7 @@ from bnscale.storage import Storage, StoreFailure, Version, reason, storage
 from bnscale.trial import Outcome, Refusal, Trial, near
 
 __all__ = [
+    "DamagedManifest",
     "Facts",
     "Footer",
     "Manifest",
@@ -46,11 +47,15 @@ __all__ = [
     "Writer",
     "columns_of",
     "footer",
+    "is_named_for",
+    "rebuilt",
+    "rows_of",
 ]
 
 FORMAT: Final = 2  # of manifests and of data files that are written; 1 had neither a fence nor footers, and is read
 
-RESERVED = ("manifests", "checkpoints", "logs", "trials", "cells")  # folders and views that are no probe's
+# folders and views that are no probe's
+RESERVED = ("manifests", "checkpoints", "trials", "cells", "drivers", "leases", "damaged", "reports", "logs")
 
 _SQL = {int: "bigint", float: "double", str: "varchar", bool: "boolean"}
 _ARROW = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_()} | {
@@ -58,8 +63,12 @@ _ARROW = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_
     tuple[float, ...]: pa.list_(pa.float64()),
 }
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-_BY_ATTEMPT = re.compile(r"-a(\d+)-[0-9a-f]{8}\.parquet$")
+_BY_ATTEMPT = re.compile(r"-a(\d+)-([0-9a-f]{8})\.parquet$")
 _FOOTER = b"bnscale"  # the key of a data file's metadata
+
+
+class DamagedManifest(Refusal):
+    """A manifest that says nothing any more; `verify` can write it anew from its trial's data files."""
 
 
 class TakenOver(StoreFailure):
@@ -79,6 +88,7 @@ class Facts(TypedDict, total=False):
     host: str | None
     device: str | None
     commit: str | None  # git hash, with "+" where the tree was dirty
+    command: str | None  # that asked for it, but for its store
     bnscale: str | None
     python: str | None
     torch: str | None
@@ -174,12 +184,24 @@ class Footer(BaseModel):
     rewinds: int  # that this attempt had made when it wrote the file
     start: int | None  # the step of the last of them: of files written before it, those count whose rows are earlier
     whole: bool  # all rows of the table up to then: no earlier file counts beside it
+    # of the manifest that names it first:
+    step: int
+    outcome: Outcome | None
+    facts: Facts
+    kept: dict[str, str]
+    counted: dict[str, int]  # rows of each table, these included
+
+    @property
+    def turn(self) -> tuple[int, int]:
+        """Files of a later turn take the place of those of an earlier one."""
+        return self.attempt, self.rewinds
 
 
-def footer(content: pa.NativeFile | Path | io.BytesIO) -> Footer | None:
+def footer(content: bytes | Path) -> Footer | None:
     """Of a data file; None where it was written before there were any. Raises `ValueError` for no Parquet file."""
     try:
-        said = (pq.read_metadata(content).metadata or {}).get(_FOOTER)
+        file = io.BytesIO(content) if isinstance(content, bytes) else content
+        said = (pq.read_metadata(file).metadata or {}).get(_FOOTER)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"is no Parquet file ({error})") from None
     return None if said is None else Footer.model_validate_json(said)
@@ -191,21 +213,101 @@ def standing(footers: dict[str, Footer]) -> list[str]:
     What a killed attempt had written and not committed may be among them; the trial then rewinds to its checkpoint.
     """
     counting: dict[str, Footer] = {}
-
-    def turn(about: Footer) -> tuple[int, int]:
-        return about.attempt, about.rewinds
-
-    for name, about in sorted(footers.items(), key=lambda each: (turn(each[1]), each[1].whole, each[1].first_step)):
+    for name, about in sorted(footers.items(), key=lambda each: (each[1].turn, each[1].whole, each[1].first_step)):
         if about.whole:
             counting = {}
         elif about.start is not None:
             counting = {
                 before: each
                 for before, each in counting.items()
-                if turn(each) == turn(about) or each.last_step < about.start
+                if each.turn == about.turn or each.last_step < about.start
             }
         counting[name] = about
-    return sorted(counting, key=lambda name: (counting[name].first_step, turn(counting[name])))
+    return sorted(counting, key=lambda name: (counting[name].first_step, counting[name].turn))
+
+
+def rows_of(content: bytes) -> int:
+    """Rows of a data file, read to its last page, each held against its own checksum.
+
+    Raises `ValueError` for what is no whole Parquet file.
+    """
+    try:
+        with pq.ParquetFile(io.BytesIO(content), page_checksum_verification=True) as file:
+            return file.read().num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"cannot be read ({str(error).splitlines()[0]})") from None
+
+
+def is_named_for(content: bytes, name: str) -> bool:
+    """Whether a data file still has the content that its name is of; true where names did not say."""
+    found = _BY_ATTEMPT.search(name)
+    return found is None or hashlib.sha256(content).hexdigest().startswith(found[2])
+
+
+def rebuilt(files: dict[str, dict[str, tuple[Part, Footer]]]) -> Manifest | None:
+    """A trial's manifest, from all its data files that can be read, by table and name; None where there are none.
+
+    That of its latest commit of which no row is missing. A result that its files call whole is one; for anything else
+    the trial goes on from there, and where no commit is whole, from its beginning.
+    """
+    every = [(part, about) for named in files.values() for part, about in named.values()]
+    if not every:
+        return None
+
+    def commit(about: Footer) -> tuple[int, int, int, bool]:
+        return about.attempt, about.rewinds, about.step, about.outcome is not None
+
+    latest = max((about for _, about in every), key=commit)
+    empty = Manifest(
+        format=FORMAT,
+        bnscale=latest.bnscale,
+        trial=latest.trial,
+        fingerprint=latest.fingerprint,
+        fields=latest.fields,
+        probes=latest.probes,
+        kept={},
+        outcome=None,
+        attempts=max(about.attempt for _, about in every),
+        step=0,
+        total_steps=latest.total_steps,
+        facts=_lasting(latest.facts),
+        columns={},
+        parts={},
+    )
+    for about in sorted((about for _, about in every), key=commit, reverse=True):
+        parts = _counting(files, about, commit(about), commit)
+        if {table: sum(part.rows for part in listed) for table, listed in parts.items()} != {
+            table: rows for table, rows in about.counted.items() if rows
+        }:
+            continue
+        columns = {
+            table: dict(pair for part in listed for pair in files[table][part.file][1].columns.items())
+            for table, listed in parts.items()
+        }
+        result = about.outcome in (Outcome.FINISHED, Outcome.DIVERGED)
+        return empty.model_copy(
+            update={"kept": about.kept, "step": about.step, "columns": columns, "parts": parts, "probes": about.probes}
+            | ({"outcome": about.outcome, "facts": about.facts} if result else {})
+        )
+    return empty
+
+
+def _counting(
+    files: dict[str, dict[str, tuple[Part, Footer]]], about: Footer, until: Any, commit: Callable[[Footer], Any]
+) -> dict[str, list[Part]]:
+    """The data files that the manifest of a commit named, as far as they are there."""
+    parts = {}
+    for table, named in files.items():
+        footers = {
+            name: each
+            for name, (_, each) in named.items()
+            if commit(each) <= until
+            # what the last rewind forgot, also in tables that nothing was written to since
+            and (table in about.kept or about.start is None or each.turn == about.turn or each.last_step < about.start)
+        }
+        if about.counted.get(table):
+            parts[table] = [named[name][0] for name in standing(footers)]
+    return parts
 
 
 class Store:
@@ -231,7 +333,11 @@ class Store:
     def existing(cls, place: str | Path | Storage) -> "Store":
         """A store to read; nothing is created. Raises `Refusal` where there is none."""
         kept = storage(place)
-        if not kept.holds("manifests"):
+        try:
+            there = kept.holds("manifests")
+        except StoreFailure as failure:
+            raise Refusal(str(failure)) from None
+        if not there:
             raise Refusal(
                 f"store {kept.url}: there is none; run a study that writes it, or choose another with --store"
             )
@@ -269,6 +375,15 @@ class Store:
                 self.damaged.append((trial_id, str(manifest)))
         return found
 
+    def known(self, trials: set[str]) -> dict[str, Manifest]:
+        """The manifests of the store by trial id; those of these `trials` also where a listing lags behind."""
+        found = {manifest.trial: manifest for manifest in self.manifests()}
+        if self.storage.far:
+            damaged = {trial for trial, _ in self.damaged}
+            hidden = self.storage.each(self.manifest, sorted(trials - found.keys() - damaged))
+            found |= {manifest.trial: manifest for manifest in hidden if manifest}
+        return found
+
     def writer(self, trial: Trial, probes: dict[str, str], facts: dict[str, Any], fence: int = 0) -> "Writer":
         """Open the trial's next attempt.
 
@@ -292,9 +407,9 @@ class Store:
         kept = {} if not before else before.kept | before.probes if before.has_result else before.kept
         kept = {table: cadence for table, cadence in kept.items() if table not in probes}
         parts = before.parts if before else {}
-        inherited = {name: value for name, value in before.facts.items() if name not in _ENDINGS} if before else {}
+        inherited = _lasting(before.facts) if before else {}
         lasting = {name: inherited[name] for name in ("started", "seconds") if name in inherited}
-        turns = {} if anew else _changes(inherited, facts)
+        turns = {} if anew else _changes(dict(inherited), facts)
         manifest = Manifest(
             format=FORMAT,
             bnscale=_version(),
@@ -320,6 +435,10 @@ class Store:
             facts: Facts = {**seen[0].facts, "stopped_early": True}
             if self.storage.swap(_manifest(trial_id), _text(seen[0].model_copy(update={"facts": facts})), seen[1]):
                 return
+
+    def replace(self, manifest: Manifest) -> None:
+        """Put a manifest in the place of whatever is there: for one that mends a trial that nobody trains."""
+        self.storage.write(_manifest(manifest.trial), _text(manifest))
 
     def checkpoints(self, trial_id: str) -> Storage:
         """Where the trial's checkpoints are kept; the engine writes them."""
@@ -488,9 +607,11 @@ class Writer:
         assert step >= self._first, f"flush at {step} after {self._first}"
         self._settle()
         parts = {table: list(listed) for table, listed in self._manifest.parts.items()}
+        coming = self._changed(step=step, facts={"seconds": self._seconds()})
+        counted = self._counted()
         for table in self._rows:
-            self._append(parts, table)
-        self._commit(self._changed(step=step, parts=parts, facts={"seconds": self._seconds()}))
+            self._append(parts, table, coming, counted)
+        self._commit(coming.model_copy(update={"parts": parts}))
         self._first = step
 
     def rewind(self, step: int) -> None:
@@ -498,6 +619,7 @@ class Writer:
         self._settle()
         self._rewinds, self._start = self._rewinds + 1, step
         parts: dict[str, list[Part]] = {}
+        earlier: list[tuple[str, pa.Table, int]] = []  # rows of parts that begin before the step and end after it
         for table, listed in self._manifest.parts.items():
             if table in self._manifest.kept:
                 parts[table] = listed
@@ -506,10 +628,15 @@ class Writer:
             for part in listed:
                 if part.first_step < step <= part.last_step:
                     rows = self._read(table, part)
-                    earlier = rows.filter(pc.less(rows["step"], step))
-                    self._place(parts, table, earlier, part.first_step)
+                    earlier.append((table, rows.filter(pc.less(rows["step"], step)), part.first_step))
+        counted = {table: sum(part.rows for part in listed) for table, listed in parts.items()}
+        for table, rows, _ in earlier:
+            counted[table] += rows.num_rows
+        coming = self._changed(step=step)
+        for table, rows, first in earlier:
+            self._place(parts, table, rows, first, coming, counted)
         if parts != self._manifest.parts or step != self._manifest.step:
-            self._commit(self._changed(step=step, parts=parts))
+            self._commit(coming.model_copy(update={"parts": parts}))
             self._sweep()
         elif self._storage.get(_manifest(self._manifest.trial))[1] != self._version:
             raise self._overtaken()
@@ -527,21 +654,31 @@ class Writer:
         known["seconds"] = self._seconds() if given is None else self._seconds_before + given
         known.setdefault("ended", datetime.now(UTC))
         parts = {table: list(listed) for table, listed in self._manifest.parts.items()}
+        coming = self._changed(outcome=outcome, step=step, facts=known)
+        counted = self._counted()
         for table in sorted(parts.keys() | self._rows.keys()):
-            if outcome is Outcome.FAILED or not self._merge(parts, table):
-                self._append(parts, table)
-        self._commit(self._changed(outcome=outcome, step=step, parts=parts, facts=known))
+            if outcome is Outcome.FAILED or not self._merge(parts, table, coming, counted):
+                self._append(parts, table, coming, counted)
+        self._commit(coming.model_copy(update={"parts": parts}))
         self._first = step
         self._sweep()
 
     # --- data files -----------------------------------------------------------------------------
 
-    def _append(self, parts: dict[str, list[Part]], table: str) -> None:
+    def _counted(self) -> dict[str, int]:
+        """Rows of each table, those that wait included."""
+        listed = self._manifest.parts
+        return {
+            table: sum(part.rows for part in listed.get(table, [])) + len(self._rows.get(table, []))
+            for table in sorted(listed.keys() | self._rows.keys())
+        }
+
+    def _append(self, parts: dict[str, list[Part]], table: str, coming: Manifest, counted: dict[str, int]) -> None:
         """Add the waiting rows of a table as one more part."""
         if self._rows.get(table):
-            self._place(parts, table, self._waiting(table), self._first)
+            self._place(parts, table, self._waiting(table), self._first, coming, counted)
 
-    def _merge(self, parts: dict[str, list[Part]], table: str) -> bool:
+    def _merge(self, parts: dict[str, list[Part]], table: str, coming: Manifest, counted: dict[str, int]) -> bool:
         """Make one part of all of them and the waiting rows; False where nothing is gained or one cannot be read."""
         listed = parts.get(table, [])
         if not listed or len(listed) + bool(self._rows.get(table)) < 2:
@@ -554,7 +691,8 @@ class Writer:
             pieces.append(self._waiting(table))
         parts[table] = []
         first = min(part.first_step for part in listed)
-        self._place(parts, table, pa.concat_tables(pieces, promote_options="default"), first, of="whole")
+        rows = pa.concat_tables(pieces, promote_options="default")
+        self._place(parts, table, rows, first, coming, counted, of="whole")
         return True
 
     def _place(
@@ -563,13 +701,20 @@ class Writer:
         table: str,
         rows: pa.Table,
         first: int,
+        coming: Manifest,
+        counted: dict[str, int],
         of: Literal["part", "whole"] = "part",
     ) -> None:
-        """Write a data file and list it. Content that is listed already, as in a repeated flush, is left alone."""
+        """Write a data file and list it. Rows that are listed already, as in a repeated flush, are left alone.
+
+        `coming` is the manifest that will name it, but for its parts; `counted` has the rows of each table then.
+        """
         if not rows.num_rows:
             return
         mine = self._manifest
         last = pc.max(rows["step"]).as_py()
+        if any(self._holds(table, part, rows, first, last) for part in parts.get(table, [])):
+            return
         about = Footer(
             bnscale=mine.bnscale,
             trial=mine.trial,
@@ -585,11 +730,14 @@ class Writer:
             rewinds=self._rewinds,
             start=self._start,
             whole=of == "whole",
+            step=coming.step,
+            outcome=coming.outcome,
+            facts=coming.facts,
+            kept=coming.kept,
+            counted=counted,
         )
         content = _encode(rows, about)
         sha256 = hashlib.sha256(content).hexdigest()
-        if any(each.sha256 == sha256 for each in parts.get(table, [])):
-            return
         # The name is of this content and no other: what a manifest names is never written over.
         part = Part(
             file=f"{of}-{first}-a{mine.attempts}-{sha256[:8]}.parquet",
@@ -603,6 +751,12 @@ class Writer:
         self._written.add(key)
         self._storage.write(key, content)
         parts.setdefault(table, []).append(part)
+
+    def _holds(self, table: str, part: Part, rows: pa.Table, first: int, last: int) -> bool:
+        """Whether a part has just these rows. Only one of the same steps is read, and none is but by repetition."""
+        if (part.first_step, part.last_step, part.rows) != (first, last, rows.num_rows):
+            return False
+        return _encode(self._read(table, part), None) == _encode(rows, None)
 
     def _waiting(self, table: str) -> pa.Table:
         rows = self._rows[table]
@@ -742,7 +896,7 @@ def _kind(annotation: Any) -> tuple[Any, bool]:
     return annotation, False
 
 
-def _encode(rows: pa.Table, about: Footer) -> bytes:
+def _encode(rows: pa.Table, about: Footer | None) -> bytes:
     # Parquet's statistics of a column leave NaN out, and DuckDB 2.0 believes them: `x = 'nan'` is never true for it,
     # and `nullif(x, 'nan')` becomes x. So floats carry none.
     exact = [field.name for field in rows.schema if not pa.types.is_floating(field.type)]
@@ -752,7 +906,8 @@ def _encode(rows: pa.Table, about: Footer) -> bytes:
         sink, rows.schema, compression="zstd", write_page_checksum=True, write_statistics=exact, store_schema=False
     ) as file:
         file.write_table(rows)
-        file.add_key_value_metadata({_FOOTER: about.model_dump_json()})
+        if about:
+            file.add_key_value_metadata({_FOOTER: about.model_dump_json()})
     return sink.getvalue()
 
 
@@ -760,6 +915,11 @@ def _attempt(key: str) -> int:
     """That wrote a data file; 0 where names did not say."""
     found = _BY_ATTEMPT.search(key)
     return int(found[1]) if found else 0
+
+
+def _lasting(facts: Facts) -> Facts:
+    """What of an attempt's facts the next one has, too."""
+    return cast(Facts, {name: value for name, value in facts.items() if name not in _ENDINGS})
 
 
 def _checked(trial_id: str, facts: dict[str, Any]) -> Facts:
@@ -789,7 +949,10 @@ def _load(content: bytes, trial_id: str, where: str) -> Manifest:
         first = error.errors()[0]
         at = ".".join(map(str, first["loc"]))
         wrong = f"{at}: {first['msg']}" if at else first["msg"]
-        raise Refusal(f"manifest {where}: is damaged ({wrong}); delete it to train the trial again") from None
+        raise DamagedManifest(
+            f"manifest {where}: is damaged ({wrong}); bnscale verify --repair writes it anew, or delete it to train "
+            "the trial again"
+        ) from None
     try:
         recalled = manifest.recalled
     except Refusal as error:
@@ -797,7 +960,7 @@ def _load(content: bytes, trial_id: str, where: str) -> Manifest:
             f"manifest {where}: made by bnscale {manifest.bnscale} and not understood here: {error}"
         ) from None
     if recalled.fingerprint != manifest.fingerprint or manifest.trial != trial_id:
-        raise Refusal(f"manifest {where}: its fields are another trial's; delete it to train the trial again")
+        raise DamagedManifest(f"manifest {where}: its fields are another trial's; delete it to train the trial again")
     return manifest
 
 

@@ -43,6 +43,7 @@ class Job:
     zero: int  # ZeRO stage of a gang, 0 or 1
     save_every: float  # seconds between checkpoints: what a killed worker loses at most
     attempts: int = 0  # that there had been when it was planned
+    command: str | None = None  # that asked for it, but for its store
     fence: int = 0  # of the lease under which it is trained; 0 for none
     recompute: bool = False  # activations are computed again instead of kept: less memory, more time, the same numbers
 
@@ -234,6 +235,7 @@ def run(job: Job, gang: Gang, threads: int, stop: Callable[[], bool]) -> Iterato
             "workers": gang.workers,
             "threads": threads,
             "commit": job.commit,
+            "command": job.command,
             "backend": "local" if gang.workers == 1 else f"deepspeed zero {job.zero}",
             "parameters": sum(p.numel() for p in network.parameters()),
             "trainable_parameters": sum(p.numel() for p in trained(network).values()),

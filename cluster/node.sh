@@ -67,12 +67,32 @@ start() {
         # kind of machine where a cloud refuses the first. The older one does, by a score of ours.
         export RAY_enable_autoscaler_v2=0 RAY_AUTOSCALER_UTILIZATION_SCORER=bnscale.schedule.fallback.score
     fi
-    ! { pgrep -u "$(id -u)" -x raylet || pgrep -u "$(id -u)" -x gcs_server; } >/dev/null || quietly ray stop
-    ray start "${options[@]}" "$@"
+    # One start or stop at a time: what is begun here must not be ended by who cleans up after the one before.
+    exec 9>~/.bnscale.lock
+    flock 9
+    ! { runs raylet || runs gcs_server; } || quietly ray stop 9>&-
+    ray start "${options[@]}" "$@" 9>&-
+    # Where the head is gone (`ray down` of provider `local` ends nothing else), a raylet leaves within a minute, its agents
+    # a minute later, and Ray's log monitor never.
+    setsid bash "$repository/cluster/node.sh" clean 9>&- </dev/null >/dev/null 2>&1 &
 }
+
+# Wait for the end of this node's raylet, and end what it leaves.
+clean() {
+    . ~/.bnscale.sh
+    local raylet
+    raylet=$(pgrep -n -u "$(id -u)" -x raylet) || return 0
+    tail --pid="$raylet" -f /dev/null
+    exec 9>~/.bnscale.lock
+    flock 9
+    runs raylet || ray stop 9>&-
+}
+
+runs() { pgrep -u "$(id -u)" -x "$1" >/dev/null; }
 
 case "$*" in
 setup) setup ;;
+clean) clean ;;
 "ray start "*) start "${@:3}" ;;
 *) refuse "say \`setup\` or \`ray start ...\`, not \`$*\`" ;;
 esac

@@ -443,7 +443,7 @@ def test_a_fact_without_a_column_or_of_another_type_is_refused(
 def test_the_trials_table_has_every_field_and_fact_as_a_column(tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert store.trials_table().num_rows == 0
-    assert len(store.trials_table().schema) == len(Trial.model_fields) + 6 + 26
+    assert len(store.trials_table().schema) == len(Trial.model_fields) + 6 + 27
     store.writer(TRIAL, {}, {"threads": 2, "torch": None})
     (row,) = store.trials_table().to_pylist()
     assert row["trial"] == TRIAL.id

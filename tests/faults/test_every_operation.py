@@ -11,13 +11,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import operations
 import pytest
-from operations import CURVE, GAMMA, TRIAL, Phase, half, live, prepare, rows, watched
+from operations import CURVE, GAMMA, TRIAL, Phase, half, live, memory, prepare, rows, watched
 
 from bnscale.engine import checkpoint
 from bnscale.storage import Storage, StoreFailure
@@ -31,14 +31,21 @@ def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
+@pytest.fixture
+def root() -> Iterator[Path]:
+    with memory() as folder:
+        yield folder
+
+
 @pytest.fixture(scope="module")
-def graves(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("graves")
-    words = [sys.executable, operations.__file__, str(root)]
+def graves() -> Iterator[Path]:
+    """What is left of lives that ended at every operation in turn."""
     path = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
-    done = subprocess.run(words, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=110)
-    assert done.returncode == 0, done.stderr
-    return root
+    with memory() as folder:
+        words = [sys.executable, operations.__file__, str(folder)]
+        done = subprocess.run(words, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=110)
+        assert done.returncode == 0, done.stderr
+        yield folder
 
 
 def dead(graves: Path, phase: str) -> list[Path]:
@@ -97,16 +104,16 @@ def test_after_a_death_what_was_committed_is_there_once(graves: Path, phase: Pha
 
 @pytest.mark.parametrize("phase", Phase)
 def test_after_a_death_the_next_driver_takes_the_lease_and_ends_with_the_rows_of_an_unbroken_life(
-    graves: Path, tmp_path: Path, phase: Phase
+    graves: Path, root: Path, phase: Phase
 ) -> None:
     for grave in dead(graves, phase):
-        root = Path(shutil.copytree(grave, tmp_path / grave.name))
-        manifest = Store(root).manifest(TRIAL.id)
+        store = Path(shutil.copytree(grave, root / grave.name))
+        manifest = Store(store).manifest(TRIAL.id)
         if manifest is None or manifest.outcome is None:
-            before = max(fence(root), manifest.fence if manifest else 0)
-            assert live(root, 1, 2, newest).fence > before, root
-            assert set(root.glob("curve/*/*")) == set(Store(root).files("curve")), f"{root}: orphans stay"
-        assert whole(root), root
+            before = max(fence(store), manifest.fence if manifest else 0)
+            assert live(store, 1, 2, newest).fence > before, store
+            assert set(store.glob("curve/*/*")) == set(Store(store).files("curve")), f"{store}: orphans stay"
+        assert whole(store), store
 
 
 Failing = Callable[[int, str, Callable[..., None], tuple[Any, ...]], None]
@@ -124,7 +131,7 @@ def unheard(call: int, name: str, plain: Callable[..., None], arguments: tuple[A
 
 @pytest.mark.parametrize("kind", ["new", "resumed"])
 @pytest.mark.parametrize("fault", [full, unheard])
-def test_a_failure_costs_a_message_and_a_second_try(tmp_path: Path, kind: str, fault: Failing) -> None:
+def test_a_failure_costs_a_message_and_a_second_try(root: Path, kind: str, fault: Failing) -> None:
     """On a full disk after half of a write, or done and never answered."""
     failing, failures = [0], list[StoreFailure]()
 
@@ -138,21 +145,21 @@ def test_a_failure_costs_a_message_and_a_second_try(tmp_path: Path, kind: str, f
             call()
         except StoreFailure as failure:
             failures.append(failure)
-            assert not list(tmp_path.glob(f"{failing[0]}/**/.*.tmp")), "half a file stays"
+            assert not list(root.glob(f"{failing[0]}/**/.*.tmp")), "half a file stays"
             call()
 
-    prepare(tmp_path / "prepared")
+    prepare(root / "prepared")
 
     def lived() -> int:
-        root = tmp_path / str(failing[0])
+        store = root / str(failing[0])
         if kind == "resumed":
-            shutil.copytree(tmp_path / "prepared", root)
+            shutil.copytree(root / "prepared", store)
         else:
-            Store(root)
+            Store(store)
         with watched(act) as names:
-            live(root, 2, 3, newest, again)
-        assert whole(root), failing
-        shutil.rmtree(root)
+            live(store, 2, 3, newest, again)
+        assert whole(store), failing
+        shutil.rmtree(store)
         return len(names)
 
     operations = lived()
@@ -160,6 +167,6 @@ def test_a_failure_costs_a_message_and_a_second_try(tmp_path: Path, kind: str, f
         lived()
     assert len(failures) > 0.7 * operations  # a deletion that fails is no failure
     for failure in failures:
-        assert str(tmp_path) in str(failure)
+        assert str(root) in str(failure)
         assert failure.errno in (errno.ENOSPC, errno.EIO)
         assert os.strerror(failure.errno).lower() in str(failure)

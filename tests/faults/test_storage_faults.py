@@ -246,6 +246,9 @@ def test_19_a_file_that_is_cut_off_is_ignored_where_no_manifest_names_it_and_nam
     assert answer.split() == ["6", "2"]
     assert said.startswith(f"not read: {victim}: has {size} bytes and its manifest says ")
     assert said.endswith("(3 rows)")
+    told = bnscale("verify", "--store", three)
+    assert told.code == 1
+    assert f"{victim.relative_to(three)}: has {size} bytes and its manifest says" in told.out
 
 
 @pytest.mark.parametrize("harm", ["cut off", "empty", "no JSON", "missing"])
@@ -259,13 +262,15 @@ def test_21_a_damaged_manifest_is_named_and_hides_no_other_trial(three: Path, ha
     assert told.code == 0
     assert told.out.splitlines()[2].split() == ["6", "2"]
     assert (f"not read: manifest {manifest}: is damaged" in told.out) == (harm != "missing")
-    if harm == "missing":  # its files are orphans: the trial is trained again
-        writer = flushed(Store(three), seed=1)
-        writer.finish(Outcome.FINISHED, 10, {})
-        assert sql(three).out.split()[-2:] == ["9", "3"]
-    else:
-        with pytest.raises(Refusal, match=f"^manifest {manifest}: is damaged .*; delete it to train the trial again"):
+    if harm != "missing":
+        with pytest.raises(Refusal, match=f"^manifest {manifest}: is damaged .* verify --repair writes it anew"):
             Store(three).writer(digits(seed=1), {"more": "end"}, {})
+    told = bnscale("verify", "--store", three)
+    assert (told.code, manifest.name in told.out) == (1, True)
+    bnscale("verify", "--repair", "--store", three)
+    assert bnscale("verify", "--store", three).code == 0
+    assert sql(three).out.split()[-2:] == ["9", "3"]
+    assert json.loads(manifest.read_text())["outcome"] == "finished"
 
 
 def test_22_a_manifest_of_a_newer_format_is_refused_and_not_half_read(three: Path) -> None:

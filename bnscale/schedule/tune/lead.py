@@ -23,6 +23,7 @@ from bnscale.schedule.tune import words
 from bnscale.schedule.tune.watchdog import Pulse, Watchdog, stacks
 from bnscale.schedule.turns import Elsewhere, Turn, take
 from bnscale.store import TakenOver
+from bnscale.trial import Refusal
 
 if TYPE_CHECKING:
     import torch
@@ -270,7 +271,8 @@ class Lead(tune.Trainable):
             self._rest()
             if given_up and self.turn and not (self.at and self.at.outcome):
                 # Before its lease is free: another driver must see that it is not to be trained.
-                self.turn.store.stop_early(self.job.trial.id)
+                with contextlib.suppress(OSError, Refusal):
+                    self.turn.store.stop_early(self.job.trial.id)
             self._end()
 
     def _failed(self, error: Exception) -> dict[str, Any]:
