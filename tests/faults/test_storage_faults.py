@@ -75,7 +75,8 @@ def _on_a_small_disk(end: Connection, disk: str, spare: list[int]) -> None:
         ballast.write_bytes(bytes(left.f_bavail * left.f_bsize - free))
         said = None
         try:
-            train(TRIAL, root, READINGS, save_every=0.0)
+            # With little room its first data file does not fit, with more a checkpoint: it is saved at every step.
+            train(TRIAL, root, READINGS, save_every=30.0 if free < 16_000 else 0.0)
         except StoreFailure as failure:
             said = str(failure), failure.errno
         newest = checkpoint.newest(store.checkpoints(TRIAL.id))
