@@ -164,9 +164,14 @@ def _study(context: typer.Context, file: Annotated[Path, typer.Argument(help="A 
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one message and exit code 2."""
+    """Entry point: a user's mistake is one message and exit code 2; a store that fails is one and exit code 1."""
+    from bnscale.storage import StoreFailure
+
     try:
         app()
     except Refusal as mistake:
         print(mistake, file=sys.stderr)
         raise SystemExit(2) from None
+    except StoreFailure as failure:
+        print(failure, file=sys.stderr)
+        raise SystemExit(1) from None

@@ -29,11 +29,16 @@ from typing import Self, TypeVar
 import psutil
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
-from bnscale.storage import Storage, Version
+from bnscale.storage import Storage, StoreFailure, Version
 
 LIMIT = 60.0  # seconds of silence after which a driver of another machine is dead
 BEATS = 6  # signs of life within the limit
 BEAT = LIMIT / BEATS
+
+
+class Unseen(StoreFailure):
+    """Here the store shows nothing of the driver: this machine has another folder under the same name."""
+
 
 Kept = TypeVar("Kept", bound=BaseModel)
 
@@ -125,6 +130,16 @@ def holder(storage: Storage, trial_id: str) -> Held | None:
     if entry is None or entry.driver is None or presence is None or presence.gone:
         return None
     return Held(trial_id, entry.driver, presence.who)
+
+
+def check_seen(storage: Storage, driver_id: str) -> None:
+    """Raises `Unseen` where the driver's own key is not there: whatever is written here, it would not see. Creates
+    nothing."""
+    if storage.size(_driver(driver_id)) is None:
+        raise Unseen(
+            f"{socket.gethostname()}: store {storage.url} shows nothing of the driver that writes there; mount the "
+            "same folder on every node, or give a bucket"
+        )
 
 
 def drivers(storage: Storage) -> dict[str, Presence]:

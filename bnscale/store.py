@@ -333,7 +333,11 @@ class Store:
     def existing(cls, place: str | Path | Storage) -> "Store":
         """A store to read; nothing is created. Raises `Refusal` where there is none."""
         kept = storage(place)
-        if not kept.holds("manifests"):
+        try:
+            there = kept.holds("manifests")
+        except StoreFailure as failure:
+            raise Refusal(str(failure)) from None
+        if not there:
             raise Refusal(
                 f"store {kept.url}: there is none; run a study that writes it, or choose another with --store"
             )
@@ -369,6 +373,15 @@ class Store:
                 found.append(manifest)
             elif manifest is not None:
                 self.damaged.append((trial_id, str(manifest)))
+        return found
+
+    def known(self, trials: set[str]) -> dict[str, Manifest]:
+        """The manifests of the store by trial id; those of these `trials` also where a listing lags behind."""
+        found = {manifest.trial: manifest for manifest in self.manifests()}
+        if self.storage.far:
+            damaged = {trial for trial, _ in self.damaged}
+            hidden = self.storage.each(self.manifest, sorted(trials - found.keys() - damaged))
+            found |= {manifest.trial: manifest for manifest in hidden if manifest}
         return found
 
     def writer(self, trial: Trial, probes: dict[str, str], facts: dict[str, Any], fence: int = 0) -> "Writer":

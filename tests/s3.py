@@ -14,6 +14,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ class Server:
 
         `kind`: refused (`status`, `code`; without a request to moto), lost (carried out, then the connection breaks),
         slow (`seconds`), truncated (half of the content), hidden (listings leave out keys that match `key`).
-        `times`: how often, at most; always where it does not say.
+        `times`: how often, at most; `every`: each so many-th of them; always where it says neither. `token`: only those
+        with this session token.
         """
         self._tell(rules)
         try:
@@ -61,6 +63,11 @@ class Server:
         """The lines of all requests since this was last asked."""
         with urllib.request.urlopen(f"{self.url}/_requests") as reply:
             return json.load(reply)
+
+    def token(self) -> str:
+        """The session token of the credentials that the server gave last."""
+        with urllib.request.urlopen(f"{self.url}/_token") as reply:
+            return reply.read().decode()
 
     def _tell(self, rules: tuple[dict[str, Any], ...]) -> None:
         request = urllib.request.Request(f"{self.url}/_rules", json.dumps(rules).encode(), method="POST")
@@ -78,6 +85,7 @@ class _Failing:
         self.alone = threading.Lock()
         self.rules: list[dict[str, Any]] = []
         self.lines: list[str] = []
+        self.given = 0  # credentials
 
     def __call__(self, environ: dict[str, Any], start: Start) -> Any:
         if environ["PATH_INFO"] == "/_rules":
@@ -90,7 +98,14 @@ class _Failing:
             return [json.dumps(lines).encode()]
         query = environ.get("QUERY_STRING")
         line = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}" + (f"?{query}" if query else "")
-        rule = self._rule(line) or {"kind": "none"}
+        if environ["PATH_INFO"] == "/_token":
+            start("200 OK", [])
+            return [_credentials(self.given)["Token"].encode()]
+        if environ["PATH_INFO"] == "/_credentials":
+            self.given += 1
+            start("200 OK", [("Content-Type", "application/json")])
+            return [json.dumps(_credentials(self.given)).encode()]
+        rule = self._rule(line, environ.get("HTTP_X_AMZ_SECURITY_TOKEN", "")) or {"kind": "none"}
         self.lines.append(line)
         if rule["kind"] == "slow":
             time.sleep(rule["seconds"])
@@ -122,14 +137,26 @@ class _Failing:
         environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
         raise ConnectionAbortedError
 
-    def _rule(self, line: str) -> dict[str, Any] | None:
+    def _rule(self, line: str, token: str) -> dict[str, Any] | None:
         with self.alone:
             for rule in self.rules:
-                if re.search(rule["match"], line) and rule.get("times", 1) > 0:
-                    if "times" in rule:
-                        rule["times"] -= 1
+                if not re.search(rule["match"], line) or rule.get("token", token) != token:
+                    continue
+                rule["met"] = rule.get("met", 0) + 1
+                if rule["met"] <= rule.get("times", rule["met"]) and rule["met"] % rule.get("every", 1) == 0:
                     return rule
         return None
+
+
+def _credentials(number: int) -> dict[str, str]:
+    """Of a role, good for an hour, as a container is given them."""
+    until = datetime.now(UTC) + timedelta(hours=1)
+    return {
+        "AccessKeyId": "testing",
+        "SecretAccessKey": "testing",
+        "Token": f"token{number}",
+        "Expiration": until.strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
 
 
 def _serve() -> None:

@@ -21,6 +21,7 @@ import pytest
 
 import bnscale
 from bnscale import cli
+from bnscale.storage import storage
 from bnscale.store import Manifest, Store
 from bnscale.study.asked import Asked
 from bnscale.trial import Outcome, Refusal
@@ -34,7 +35,7 @@ GROWN = ["seed=0,1" if word == "seed=0" else word for word in SHORT]  # 4 trials
 LONG = [*PIECE, "--set", "trainable=bn,output", "--set", "lr=0.1,0.3", "--set", "epochs=30"]  # 4 trials
 
 
-def start(*words: str) -> subprocess.Popen[str]:
+def start(*words: str, folder: Path = ROOT) -> subprocess.Popen[str]:
     """The study file in a process group of its own, as a terminal gives it."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return subprocess.Popen(
@@ -42,7 +43,7 @@ def start(*words: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=ROOT,
+        cwd=folder,
         env=environment,
         start_new_session=True,
     )
@@ -174,6 +175,34 @@ def test_a_gang_of_two_measures_what_one_worker_measures(said: str, store: Path,
     assert [row[:3] for row in theirs] == [row[:3] for row in ours]
     assert {row[1] for row in ours} == {0, 4}
     assert [row[3] for row in theirs] == pytest.approx([row[3] for row in ours], rel=1e-4)  # summed in another order
+
+
+@pytest.mark.timeout(400)
+def test_a_study_in_a_bucket_has_the_tables_of_one_in_a_folder(
+    said: str, store: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    code, output = finish(start(*SHORT, "--store", bucket, folder=tmp_path / "here"))
+    assert code == 0, output
+    report = "reports/frankle_depth-laptop"
+    assert output.splitlines()[-1] == f"report: {report}/report.html, and in {bucket}/{report}"
+    place = storage(bucket)
+    assert {path.name for path in (tmp_path / "here" / report).iterdir()} == {
+        key.rpartition("/")[2] for key in place.list(report)
+    }
+    assert {key.partition("/")[0] for key in place.list("")} >= {"manifests", "checkpoints", "curve", "reports"}
+    ours, theirs = bnscale.open(bucket), bnscale.open(store)
+    for table in ("curve", "gamma", "gamma_histogram", "clamp", "sparsity"):
+        question = f"select {table}.* from {table} join trials using (trial) where seed = 0 order by all"
+        assert ours.sql(question).rows, table
+        assert repr(ours.sql(question).rows) == repr(theirs.sql(question).rows), table
+    capsys.readouterr()
+    assert inside(*SHORT, "--store", bucket) == 0
+    assert "2 trials, 2 done, 0 to train" in capsys.readouterr().out
+    assert inside("status", *SHORT, "--store", bucket) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "2 trials: 2 done"
+    assert not (tmp_path / "here" / "results").exists()
 
 
 # --- interrupted and killed -----------------------------------------------------------------------

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum
 
+from bnscale.lease import Unseen
 from bnscale.storage import StoreFailure
 from bnscale.trial import Outcome
 
@@ -22,6 +23,7 @@ MARGIN = 2**29  # bytes of a device that others hold: less is a driver's own con
 class Kind(StrEnum):
     """As the store keeps it. First what explains the others: one failure of a gang shows on each worker as another."""
 
+    UNSEEN = "store not seen"  # by one machine, which has another under its name
     STORAGE = "storage"
     OOM = "oom"  # of the device's memory, or of the machine's where there is no other
     NEIGHBOUR = "neighbour"  # out of memory that somebody else holds
@@ -59,6 +61,7 @@ POLICY: Mapping[Kind, Policy] = {
     Kind.PORT: Policy("its workers found a port in use", 10, Then.FAILED),
     Kind.NEIGHBOUR: Policy("out of memory that others hold", 3, Then.ASIDE),
     Kind.OOM: Policy("out of memory", 0, Then.FAILED),  # and once more where it can recompute
+    Kind.UNSEEN: Policy("its node does not see the store", 10, Then.ASIDE),
     Kind.STORAGE: Policy("the store failed", 0, Then.ASIDE),
     Kind.CODE: Policy("an error of the code", 0, Then.FAILED),
 }
@@ -206,7 +209,7 @@ _ERRORS = {
     Kind.STORAGE: r"could not write the checkpoint|No space left on device|Disk quota exceeded",
     Kind.OOM: r"out of memory|can't allocate memory|cannot allocate memory|not enough memory|_STATUS_ALLOC_FAILED",
     Kind.PORT: r"address already in use|EADDRINUSE",
-    Kind.HANG: r"collective operation timeout|timed out waiting \d+ ?ms",
+    Kind.HANG: r"collective operation timeout|timed out waiting \d+ ?ms|wait timeout after",
     # Also of a GPU that breaks: another process, perhaps on another GPU, may do better.
     Kind.WORKER: r"connection (was )?(closed|reset|refused|aborted)|broken pipe|remote process exited|ncclRemoteError"
     r"|ncclSystemError|communicator was aborted|WorkerDiedError|uncorrectable ECC|fallen off the bus|NVLink",
@@ -226,6 +229,8 @@ def _kind(error: BaseException) -> Kind:
 
 def _own_kind(error: BaseException) -> Kind | None:
     """Without what led to it; None where it says nothing."""
+    if isinstance(error, Unseen):
+        return Kind.UNSEEN
     if isinstance(error, StoreFailure):
         return Kind.STORAGE
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's has several homes

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from bnscale import lease
 from bnscale.lease import Held, Lease
+from bnscale.storage import storage
 from bnscale.store import Manifest, Store
 from bnscale.trial import Outcome
 
@@ -38,7 +39,12 @@ class Turn:
 
 
 def take(job: "Job", driver: str, dead: Collection[str], *, halving: bool) -> Turn | Elsewhere:
-    """Claim a trial just before its training begins. Raises `StoreFailure`, and `Refusal` for a damaged manifest."""
+    """Claim a trial just before its training begins. Raises `StoreFailure`, and `Refusal` for a damaged manifest.
+
+    On a machine that does not see the driver's store that is `Unseen`, and nothing is made there: its node may have
+    joined after all nodes were asked.
+    """
+    lease.check_seen(storage(job.store), driver)
     store = Store(job.store)
     got = lease.claim(store.storage, job.trial.id, driver, dead)
     if isinstance(got, Held):

@@ -281,7 +281,7 @@ class Folder:
     def _alone(self, key: str) -> Iterator[None]:
         """No other process, and no other thread, changes this key. Many keys share a lock file: few are ever made."""
         name = self.path(key).relative_to(self._top).as_posix()
-        path = self._top / _LOCKS / hashlib.sha256(name.encode()).hexdigest()[:2]
+        path = self._top / _LOCKS / hashlib.sha256(name.encode()).hexdigest()[:1]
         if not path.parent.is_dir():
             _need(path.parent)
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)

@@ -10,6 +10,7 @@ itself. The credentials are those of the environment: AWS_ACCESS_KEY_ID and its 
 pod, GOOGLE_APPLICATION_CREDENTIALS; roles are renewed before they expire. AWS_ENDPOINT_URL names another server.
 """
 
+import errno
 import hashlib
 import math
 import os
@@ -27,14 +28,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import obstore
-from obstore.exceptions import (
-    AlreadyExistsError,
-    BaseError,
-    GenericError,
-    PermissionDeniedError,
-    PreconditionError,
-    UnauthenticatedError,
-)
+from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, PreconditionError
 from obstore.store import GCSStore, S3Store
 
 from bnscale.storage import StoreFailure, Version, place
@@ -68,7 +62,7 @@ _BROKEN = {
     "UnexpectedEof": "the reply was cut short",
 }
 _LATER = ("ConditionalRequestConflict", "OperationAborted", "RequestTimeout", "SlowDown")
-_NO_CREDENTIALS = ("169.254.169.254", "169.254.170.2", "metadata.google.internal", "CredentialsError", "credential")
+_NO_CREDENTIALS = ("169.254.169.254", "169.254.170.2", "metadata.google.internal", "CredentialsError")
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -276,47 +270,46 @@ class Bucket:
         for left in reversed(range(TRIES)):
             try:
                 return ask()
-            except FileNotFoundError as error:
-                if any(word in str(error) for word in _NO_BUCKET):
-                    raise self._failure(key, done, error, f"there is no bucket {self.name}; create it") from None
-                raise FileNotFoundError(2, "no such object", f"{self.url}/{key}") from None
-            except (UnauthenticatedError, PermissionDeniedError) as error:
-                way = next(
-                    (way for word, way in _FORBIDDEN.items() if word in str(error)),
-                    "allow it to these credentials, in the policy of the bucket or the role",
-                )
-                raise self._failure(key, done, error, way) from None
             except (BaseError, OSError) as error:
                 said = str(error)
-                if any(word in said for word in _NO_BUCKET):
-                    raise self._failure(key, done, error, f"there is no bucket {self.name}; create it") from None
-                if any(word in said for word in _EXPIRED):
-                    if not renewed:  # a role has new ones by now
-                        self._connection, renewed = self._open(), True
-                        continue
-                    way = (
-                        "the credentials have expired: renew them and run again, which goes on from the last checkpoint"
-                    )
-                    raise self._failure(key, done, error, way) from None
-                if left and _may_pass(said):
+                if left and not renewed and any(word in said for word in _EXPIRED):
+                    self._connection, renewed = self._open(), True  # a role has new ones by now
+                    continue
+                way_out = self._way_out(said)
+                if isinstance(error, FileNotFoundError) and way_out is None:
+                    raise FileNotFoundError(errno.ENOENT, "no such object", f"{self.url}/{key}") from None
+                if way_out is None and left:
                     time.sleep(random.uniform(0, pause))
                     pause = min(2 * pause, LONGEST)
                     continue
-                if any(word in said for word in _NO_CREDENTIALS):
-                    way = (
-                        "no credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (of a profile: "
-                        "eval $(aws configure export-credentials --format env)), or give the machine a role"
-                        if self.scheme == "s3"
-                        else "no credentials were found: set GOOGLE_APPLICATION_CREDENTIALS, or give the machine a role"
-                    )
-                    raise self._failure(key, done, error, way) from None
-                raise self._failure(key, done, error, "mend that and run again") from None
+                raise StoreFailure(
+                    f"{self.url}/{key}: cannot be {done} ({_gist(error)}); what was committed is safe: "
+                    + (way_out or "run again when it is there again")
+                ) from None
         raise AssertionError("the last try returns or raises")
 
-    def _failure(self, key: str, done: str, error: Exception, way_out: str) -> StoreFailure:
-        return StoreFailure(
-            f"{self.url}/{key}: cannot be {done} ({_gist(error)}); what was committed is safe: {way_out}"
-        )
+    def _way_out(self, said: str) -> str | None:
+        """What mends a failure; None for one that goes away: no answer, half an answer, a server that is down or asks
+        to be asked less."""
+        found = re.search(r"status code: (\d{3})", said)
+        status = int(found[1]) if found else 0
+        if any(word in said for word in _NO_BUCKET):
+            return f"there is no bucket {self.name}; create it"
+        if any(word in said for word in _EXPIRED):
+            return "the credentials have expired: renew them and run again, which goes on from the last checkpoint"
+        if status >= 500 or status in (404, 408, 425, 429) or any(word in said for word in _LATER):
+            return None
+        if any(word in said for word in _NO_CREDENTIALS):
+            return "no credentials were found: " + (
+                "set GOOGLE_APPLICATION_CREDENTIALS, or give the machine a role"
+                if self.scheme == "gs"
+                else "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (those of a profile: "
+                "eval $(aws configure export-credentials --format env)), or give the machine a role"
+            )
+        if status in (401, 403):
+            ways = (way for word, way in _FORBIDDEN.items() if word in said)
+            return next(ways, "allow it to these credentials, in the policy of the bucket or the role")
+        return "mend that and run again" if status else None
 
 
 def _wrong(name: str, prefix: Sequence[str]) -> str | None:
@@ -333,15 +326,6 @@ def _wrong(name: str, prefix: Sequence[str]) -> str | None:
 
 def _version(meta: Any) -> Version:
     return Version(meta["e_tag"] or "", meta["version"])
-
-
-def _may_pass(said: str) -> bool:
-    """Whether a failure is of a kind that goes away: no answer, half an answer, a server that is down or asks to be
-    asked less."""
-    status = re.search(r"status code: (\d{3})", said)
-    if status is None:
-        return not any(word in said for word in _NO_CREDENTIALS)
-    return int(status[1]) >= 500 or int(status[1]) in (408, 425, 429) or any(word in said for word in _LATER)
 
 
 def _gist(error: Exception) -> str:

@@ -174,14 +174,11 @@ class Asked:
         """Trials that have no result yet, or none with the readings that this study needs; with `asha`, without those
         that successive halving has given up. Raises `Refusal` where what the store knows of one is damaged.
         """
-        found = {manifest.trial: manifest for manifest in store.manifests()}
         planned = {each.trial.id for each in self.planned}
+        found = store.known(planned)
         for trial_id, wrong in store.damaged:
             if trial_id in planned:
                 raise Refusal(wrong)
-        # A listing that lags behind hides what began a moment ago.
-        missing = sorted(planned - found.keys()) if store.storage.far else []
-        found |= {one.trial: one for one in store.storage.each(store.manifest, missing) if one}
 
         def done(trial: Trial) -> bool:
             manifest = found.get(trial.id)
@@ -228,6 +225,11 @@ def _pace(device: torch.device, threads: int) -> budget.Pace:
 
 def is_store(url: str) -> bool:
     return storage(url).holds("manifests")
+
+
+def store_there(url: str) -> Store | None:
+    """To look into; None for a folder that holds none. An empty bucket has no trial."""
+    return Store(url) if storage(url).far else Store.existing(url) if is_store(url) else None
 
 
 def here(path: Path) -> Path:

@@ -15,6 +15,7 @@ from rich.console import Console
 from bnscale import report
 from bnscale.query import Session
 from bnscale.report.claims import Queries
+from bnscale.storage import StoreFailure
 from bnscale.store import Store
 from bnscale.study.asked import Asked, folder_of, here, preset_of
 from bnscale.study.declare import MANY, MOST, Study
@@ -50,6 +51,9 @@ def main(study: Study, file: Path) -> None:
     except Refusal as mistake:
         print(mistake, file=sys.stderr)
         raise SystemExit(2) from None
+    except StoreFailure as failure:
+        print(failure, file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def app(study: Study, file: Path) -> typer.Typer:

@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from types import FrameType
@@ -196,11 +197,15 @@ def _devices(asked: Asked, store: Store) -> list[str]:
 
 def _check_size(way: Way, cluster: "Cluster") -> None:
     """Raises `Refusal` for workers that no part of the cluster has room for, whatever they train."""
-    if cluster.slots(way.threads, 0) < way.workers_per_trial:
-        cpus = ", ".join(f"{node.cpus} CPUs and {node.gpus} GPUs" for node in cluster.nodes)
+    room = cluster.slots(way.threads, 0)
+    if room < way.workers_per_trial:
+        nodes = Counter(f"{node.cpus} CPUs and {node.gpus} GPUs" for node in cluster.nodes)
+        threads = max((node.cpus for node in cluster.nodes), default=1)
+        fits = f"--workers-per-trial {room}" if room else f"--threads {max(1, threads)}"
         raise Refusal(
             f"--workers-per-trial {way.workers_per_trial} --threads {way.threads}: there is no room for them; the "
-            f"cluster has nodes of {cpus}; ask for fewer, or for a larger cluster with --address"
+            f"cluster has {', '.join(f'{count} x ({node})' for node, count in nodes.items())}; at most {fits} fits; "
+            "`ray status` shows what may still come, --address names a larger cluster"
         )
 
 

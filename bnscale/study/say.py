@@ -14,7 +14,7 @@ from bnscale.lease import holder
 from bnscale.schedule import budget
 from bnscale.storage import storage
 from bnscale.store import Manifest, Store
-from bnscale.study.asked import Asked, cost_of, here, is_store
+from bnscale.study.asked import Asked, cost_of, here, store_there
 from bnscale.study.declare import MANY, MOST, Preset, Study
 from bnscale.study.plan import Planned, Search
 from bnscale.trial import Outcome
@@ -23,7 +23,8 @@ from bnscale.trial import Outcome
 def say_plan(asked: Asked, workers: int, threads: int, console: Console) -> None:
     gpu = torch.cuda.is_available()
     forecasts = asked.forecasts(workers, threads, gpu=gpu)
-    left = asked.left(Store.existing(asked.store)) if is_store(asked.store) else [e.trial for e in asked.planned]
+    store = store_there(asked.store)
+    left = asked.left(store) if store else [each.trial for each in asked.planned]
     done = len(asked.planned) - len(left)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in asked.axes:
@@ -77,8 +78,8 @@ def _say_search(asked: Asked, left: int, console: Console) -> None:
 
 
 def say_status(asked: Asked, console: Console) -> None:
-    store = Store.existing(asked.store) if is_store(asked.store) else None
-    manifests = {manifest.trial: manifest for manifest in store.manifests()} if store else {}
+    store = store_there(asked.store)
+    manifests = store.known({each.trial.id for each in asked.planned}) if store else {}
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in asked.axes:
         table.add_column(name)

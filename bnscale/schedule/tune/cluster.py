@@ -216,6 +216,11 @@ def _nodes() -> list[Node]:
     return [_node(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
+def roomy_nodes() -> list[str]:
+    """Ids of the nodes that are there and have a CPU for a trial."""
+    return [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+
+
 def draining_nodes() -> list[str]:
     """Ids of the nodes that are to go: drained by their autoscaler, by `ray drain-node`, or by the machine's end."""
     from ray._private.state import state

@@ -23,12 +23,12 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
 from bnscale.lease import Driver
 from bnscale.networks.recompute import recomputable
-from bnscale.schedule.failure import POLICY, Ending, Failure, Hopeless, Judge, OutOfTime, Then
+from bnscale.schedule.failure import POLICY, Ending, Failure, Hopeless, Judge, Kind, OutOfTime, Then
 from bnscale.schedule.loop import Loop, Training, record
-from bnscale.schedule.needs import Cluster, needs_of
+from bnscale.schedule.needs import Cluster, Need, needs_of
 from bnscale.schedule.progress import Watch
 from bnscale.schedule.tune import words
-from bnscale.schedule.tune.cluster import draining_nodes, own_folder
+from bnscale.schedule.tune.cluster import draining_nodes, own_folder, roomy_nodes
 from bnscale.schedule.tune.lead import Brief, Lead
 from bnscale.schedule.tune.watchdog import FLOOR
 from bnscale.schedule.turns import Elsewhere, Turn, look, take
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from bnscale.train import Job
 
 POLL = 1.0  # seconds between two looks at the trials of other drivers
+NODE = "ray.io/node-id"  # the label that every node has of Ray itself
 LOOK = 2.0  # seconds between two questions to the cluster which of its nodes are to go
 
 
@@ -85,7 +86,7 @@ def run(
         driver=driver.id if driver else None,
         halving=rivals is not None,
     )
-    telling = _Telling(brief, watch)
+    telling = _Telling(brief, watch, elastic=cluster.most is not None)
     groups = max(1, min(cluster.slots(need.threads, need.memory) // need.workers for need in needs.values()))
     # Pending trials each ask Ray for a placement; few of them keep the order and cost little.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(groups)
@@ -97,7 +98,9 @@ def run(
                 before = telling.strikes
                 brief = telling.brief = replace(brief, dead=driver.dead() if driver else frozenset())
                 _round(left, brief, telling, _scheduler(by_id, rivals, telling), brake)
-                if brake.why is not None or telling.strikes == before:
+                if brake.why is _Why.BLIND:
+                    brake.why = None
+                elif brake.why is not None or telling.strikes == before:
                     break
             # Only now, for another driver may wait for those that were given up.
             again = driver is not None and _await(telling, driver, brake)
@@ -114,6 +117,7 @@ class _Why(Enum):
     ASKED = "stopped"
     TIME = "the time is up"
     HOPELESS = "stopped"
+    BLIND = "goes on"  # one node less: it does not see the store
 
 
 def _stopped(why: _Why, telling: "_Telling", mend: str) -> BaseException:
@@ -135,9 +139,10 @@ def _stopped(why: _Why, telling: "_Telling", mend: str) -> BaseException:
 def _round(trials: list[str], brief: Brief, telling: "_Telling", scheduler: FIFOScheduler, brake: "_Brake") -> None:
     """One pass of Tune over `trials`."""
 
+    needs, blind = brief.needs, telling.avoid()
+
     def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        need = brief.needs[config["trial"]]
-        return tune.PlacementGroupFactory(need.bundles(), strategy="PACK")
+        return _place(needs[config["trial"]], blind)
 
     folder = own_folder(tempfile.gettempdir())
     try:
@@ -157,6 +162,15 @@ def _round(trials: list[str], brief: Brief, telling: "_Telling", scheduler: FIFO
         )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _place(need: Need, blind: list[str]) -> tune.PlacementGroupFactory:
+    """What a trial asks of the cluster, on other nodes than these."""
+    bundles = need.bundles()
+    if not blind:
+        return tune.PlacementGroupFactory(bundles, strategy="PACK")
+    label = {NODE: f"!in({','.join(blind)})"}
+    return tune.PlacementGroupFactory(bundles, strategy="PACK", bundle_label_selector=[label] * len(bundles))
 
 
 def _await(telling: "_Telling", driver: Driver, brake: "_Brake") -> bool:
@@ -183,9 +197,10 @@ def _await(telling: "_Telling", driver: Driver, brake: "_Brake") -> bool:
 class _Telling(tune.Callback):
     """Hears what Tune reports, has failures judged, and tells the watch."""
 
-    def __init__(self, brief: Brief, watch: Watch) -> None:
+    def __init__(self, brief: Brief, watch: Watch, *, elastic: bool) -> None:
         self.brief = brief
         self.watch = watch
+        self.elastic = elastic  # whether an autoscaler may bring other nodes
         self.judge = Judge(len(brief.jobs))
         self.endings: dict[str, Ending] = {}
         self.strikes = 0  # failures so far, of whatever kind
@@ -196,6 +211,8 @@ class _Telling(tune.Callback):
         self.given_up: list[Any] = []  # trials that Tune has put into its queue again
         self.told: set[str] = set()  # trials of whose end the watch has heard
         self.leaving: set[Any] = set()  # actors that have been told that a node of theirs is to go
+        self.blind: set[str] = set()  # nodes that do not see the store
+        self.avoided: set[str] = set()  # those of them that this round knows
         self._looked = 0.0
 
     def open(self, trial: str) -> bool:
@@ -212,6 +229,12 @@ class _Telling(tune.Callback):
         else:
             self.held[trial] = found
             self.watch.held(trial, found.who)
+
+    def avoid(self) -> list[str]:
+        """From now on: nodes that do not see the store, as long as there may be any other place."""
+        self.avoided = set(self.blind)
+        elsewhere = not self.blind or self.elastic or set(roomy_nodes()) - self.blind
+        return sorted(self.blind) if elsewhere else []
 
     def note(self, trial: str, result: Mapping[str, Any]) -> None:
         if result["outcome"]:
@@ -288,6 +311,8 @@ class _Telling(tune.Callback):
     def _failed(self, trial: Any, failure: Failure) -> None:
         name = trial.config["trial"]
         self.strikes += 1
+        if failure.kind is Kind.UNSEEN:
+            self.blind.update(self.nodes[name][:1])  # the leading worker alone writes
         then = self.judge.failed(name, failure, may_recompute=recomputable(self.brief.jobs[name].trial))
         if then in (Then.AGAIN, Then.RECOMPUTING):
             trial.config["recompute"] = self.judge.recomputing(name)
@@ -376,7 +401,9 @@ class _Brake(tune.Stopper):
 
     def stop_all(self) -> bool:
         if not self.pressed():
-            return False
+            if self.telling.blind == self.telling.avoided:
+                return False
+            self.why = _Why.BLIND
         self._halt()
         return True
 
@@ -387,7 +414,8 @@ class _Brake(tune.Stopper):
             actor.halt.remote(): trial for trial, actor in actors.items() if actor and trial not in self.telling.endings
         }
         if halts:
-            self.telling.watch.say("stopping: saving checkpoints (Ctrl-C again: at once)")
+            stopping = "stopping: saving checkpoints (Ctrl-C again: at once)"
+            self.telling.watch.say("saving checkpoints, to go on elsewhere" if self.why is _Why.BLIND else stopping)
         left = list(halts)
         while left:  # as long as a step of training takes; the second Ctrl-C ends the waiting
             ready, left = ray.wait(left, timeout=0.5)
