@@ -444,10 +444,6 @@ class Store:
         """Where the trial's checkpoints are kept; the engine writes them."""
         return self.storage.below(f"checkpoints/trial={trial_id}")
 
-    def silence(self, trial_id: str) -> float:
-        """Seconds since the trial's manifest was written, by the clock of this machine: for people only."""
-        return self.storage.age(_manifest(trial_id))
-
     def where(self, trial_id: str) -> str:
         """What a message calls the trial's manifest."""
         return f"{self.url}/{_manifest(trial_id)}"

@@ -209,7 +209,7 @@ _ERRORS = {
     Kind.STORAGE: r"could not write the checkpoint|No space left on device|Disk quota exceeded",
     Kind.OOM: r"out of memory|can't allocate memory|cannot allocate memory|not enough memory|_STATUS_ALLOC_FAILED",
     Kind.PORT: r"address already in use|EADDRINUSE",
-    Kind.HANG: r"collective operation timeout|timed out waiting \d+ ?ms",
+    Kind.HANG: r"collective operation timeout|timed out waiting \d+ ?ms|wait timeout after",
     # Also of a GPU that breaks: another process, perhaps on another GPU, may do better.
     Kind.WORKER: r"connection (was )?(closed|reset|refused|aborted)|broken pipe|remote process exited|ncclRemoteError"
     r"|ncclSystemError|communicator was aborted|WorkerDiedError|uncorrectable ECC|fallen off the bus|NVLink",

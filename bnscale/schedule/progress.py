@@ -4,13 +4,14 @@ One line of counts, a bar and the time left for the whole study; one line for ea
 """
 
 import math
+import select
 import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import IO, TYPE_CHECKING, Self, TextIO, cast
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -18,6 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from bnscale.schedule.patient import Patient
 from bnscale.trial import Outcome
 
 if TYPE_CHECKING:  # the loop brings torch, which nothing here needs
@@ -64,6 +66,9 @@ class Watch:
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
+        self._file = self.console._file  # None follows sys.stdout
+        self._patient = Patient(cast(TextIO, self.console.file))
+        self.console.file = cast(IO[str], self._patient)
         if self.console.is_terminal:
             self._live = Live(
                 get_renderable=self._view, console=self.console, refresh_per_second=2, redirect_stdout=False,
@@ -75,11 +80,15 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._live:
-            self._live.stop()
-            self._live = None
-        elif kind is None:
-            self.console.print(self.counts(), soft_wrap=True)
+        try:
+            if self._live:
+                self._live.stop()
+                self._live = None
+            elif kind is None:
+                self.console.print(self.counts(), soft_wrap=True)
+        finally:
+            self.console._file = self._file
+            self._patient.drain()
 
     # --- what the schedule tells -----------------------------------------------------------------
 
@@ -147,7 +156,7 @@ class Watch:
 
     def abandon(self) -> None:
         """The process ends at once: give the terminal its cursor back."""
-        if self._live:
+        if self._live and select.select([], [sys.stdout], [], 0)[1]:  # a stopped terminal would keep us
             sys.stdout.write("\x1b[?25h\n")
             sys.stdout.flush()
 

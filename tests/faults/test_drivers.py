@@ -3,6 +3,8 @@
 Run as a program it is another driver: it trains one trial of digits, under a lease, as slowly as it is told.
 """
 
+import importlib
+import io
 import os
 import signal
 import subprocess
@@ -21,6 +23,7 @@ import psutil
 import pytest
 import torch
 from examples import digits
+from rich.console import Console
 
 import bnscale
 from bnscale import lease as leases
@@ -32,6 +35,8 @@ from bnscale.probes import EPOCH, curve
 from bnscale.schedule.turns import Elsewhere, Turn, look, take
 from bnscale.storage import Folder
 from bnscale.store import Manifest, Store, TakenOver
+from bnscale.study.asked import Asked
+from bnscale.study.say import say_status
 from bnscale.trial import Outcome, Trial
 
 ROOT = Path(__file__).parents[2]
@@ -246,6 +251,34 @@ def test_11_what_another_driver_ended_since_it_was_planned_is_not_trained_again(
             if isinstance(turn, Turn):
                 turn.end()
             assert holder(store.storage, each.trial.id) is None
+
+
+def test_11_status_says_who_trains_what_and_takes_nobody_who_is_dead_for_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(FILE.parent))
+    declared = importlib.import_module("frankle_depth").study
+    asked = Asked.of(declared, FILE, "laptop", ["depth=8", "trainable=bn", "lr=0.1", "seed=0,1,2"], tmp_path, None)
+    store = Store(tmp_path)
+    first, second, third = (each.trial for each in asked.planned)
+
+    def said() -> list[str]:
+        console = Console(file=io.StringIO(), width=200)
+        say_status(asked, console)
+        file = console.file
+        assert isinstance(file, io.StringIO)
+        return file.getvalue().splitlines()
+
+    for trial in (first, second):
+        store.writer(trial, {}, {})
+    with Driver(store.storage, "frankle_depth") as driver:
+        claim(store.storage, first.id, driver.id)
+        claim(store.storage, third.id, driver.id)  # it has no manifest yet
+        lines = said()
+        assert "3 trials: 2 running, 1 stopped" in lines
+        trained = ", ".join(sorted([first.id, third.id]))
+        assert lines[-1] == f"{leases.socket.gethostname()}:{os.getpid()} (study frankle_depth) trains {trained}"
+    assert said()[-1] == "3 trials: 2 stopped, 1 missing"
 
 
 def study(store: Path) -> subprocess.Popen[str]:
