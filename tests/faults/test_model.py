@@ -346,7 +346,7 @@ def test_no_interleaving_of_drivers_writers_readers_compactions_and_crashes_lose
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=50,
+            max_examples=30,
             stateful_step_count=30,
             deadline=None,
             phases=[Phase.explicit, Phase.reuse, Phase.generate],  # making a failure shorter takes minutes
