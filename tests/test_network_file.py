@@ -287,7 +287,7 @@ def test_a_trial_without_a_trained_network_is_refused_with_how_far_it_is(tmp_pat
     looks = iter([False] * 4 + [True] * 9)
     for _ in run(job(unfinished, tmp_path / "results"), Gang(), 1, lambda: next(looks)):
         pass
-    fail(job(failed, tmp_path / "results"), "Traceback\n  ...\nRuntimeError: out of luck")
+    fail(job(failed, tmp_path / "results"), "Traceback\n  ...\nRuntimeError: out of luck", "code")
     out = ("--out", tmp_path / "net.safetensors", "--store", tmp_path / "results")
     assert command("export-network", unfinished.id, *out) == (
         f"trial {unfinished.id}: has not finished: 4 of 10 steps are recorded; let its study go on to the end\n"
@@ -305,21 +305,16 @@ def test_a_checkpoint_that_is_missing_damaged_or_of_another_torch_is_refused(tmp
     out = ("export-network", trial.id, "--out", tmp_path / "net.safetensors", "--store", store)
     folder = store / "checkpoints" / f"trial={trial.id}"
     about, tensors = folder / "step-2.json", folder / "step-2.safetensors"
-    facts = json.loads(about.read_text())
+    whole, content = about.read_text(), tensors.read_bytes()
+    facts = json.loads(whole)["facts"]
 
-    about.write_text(json.dumps(facts | {"facts": facts["facts"] | {"frozen": "others"}}))
+    write(storage(folder), 2, load_file(tensors), facts | {"frozen": "others"})
     assert f"this torch, {version('torch')}, draws others from its seed; export with that" in command(*out)
-    about.write_text(json.dumps(facts))
 
-    content = tensors.read_bytes()
-    write(
-        storage(folder),
-        2,
-        {name: value for name, value in load_file(tensors).items() if "norm1" not in name},
-        facts["facts"],
-    )
+    fewer = {name: value for name, value in load_file(tensors).items() if "norm1" not in name}
+    write(storage(folder), 2, fewer, facts)
     assert "its checkpoint has other tensors than the network of bnscale" in command(*out)
-    about.write_text(json.dumps(facts))
+    about.write_text(whole)
     tensors.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     again = f"to train it again delete {store}/manifests/{trial.id}.json and run its study\n"
     assert command(*out) == f"trial {trial.id}: its last checkpoint is damaged in {folder}; {again}"
