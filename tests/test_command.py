@@ -229,6 +229,7 @@ def running(found: dict[str, Manifest]) -> set[str]:
     return {trial for trial, each in found.items() if each.outcome is None and 3 < each.step < each.total_steps / 2}
 
 
+@pytest.mark.timeout(400)  # two runs of the study
 def test_a_study_that_was_interrupted_says_how_to_go_on_and_goes_on(tmp_path: Path) -> None:
     words = [*LONG, "--save-every", "0", "--store", str(tmp_path)]
     process = start(*words)
