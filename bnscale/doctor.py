@@ -79,7 +79,7 @@ def doctor_cluster(store: str, data_sets: Path | None, address: str | None, cons
             found += _seen(tune.sight(here))
         began, replies = time.time(), tune.on_every_node(_now)
         found += clocks(began, {each.name: each.found for each in replies if each.found is not None}, time.time())
-        found.append((_gang(*tune.rehearse()), ""))
+        found += [(each, "") for each in _gangs(tune.rehearse())]
     return tell(found, console)
 
 
@@ -358,6 +358,13 @@ def _gang(who: str, error: str | None) -> Finding:
     if error is None:
         return Finding("gang", State.OK, who)
     return Finding("gang", State.FAILS, f"{who}: {error}; until it is mended, only with --workers-per-trial 1")
+
+
+def _gangs(met: list[tuple[str, str | None]]) -> list[Finding]:
+    if met:
+        return [_gang(*each) for each in met]
+    said = "no node that trials may run on is there yet, so none met; ask again while a study runs"
+    return [Finding("gang", State.WARNING, said)]
 
 
 # --- a store -------------------------------------------------------------------------------------

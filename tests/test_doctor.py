@@ -11,6 +11,8 @@ from rich.console import Console
 from bnscale import cli, doctor, start
 from bnscale.doctor import Finding, State
 from bnscale.schedule.tune import Reply
+from bnscale.schedule.tune import nodes as tune_nodes
+from bnscale.schedule.tune.nodes import Meeting
 from bnscale.storage import Folder
 
 
@@ -212,3 +214,45 @@ def test_what_nodes_run_is_known_by_its_content(tmp_path: Path) -> None:
     [other, *_] = doctor.node(str(tmp_path), None, "0" * 64)
     assert (same.state, other.state) == (State.OK, State.WARNING)
     assert "other code than the driver's" in other.said
+
+
+def node(name: str, *, alive: bool = True, **resources: float) -> dict[str, object]:
+    return {"NodeID": name, "Alive": alive, "Resources": resources}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "met"),
+    [
+        # As the files in cluster/ have it: a head that takes no trials and has no GPU is in no gang.
+        ([node("head"), node("a", CPU=4, GPU=1), node("b", CPU=4, GPU=1)], [Meeting(["a", "b"], gpu=True)]),
+        ([node("head"), node("a", CPU=4), node("b", CPU=4)], [Meeting(["a", "b"], gpu=False)]),
+        (
+            [node("head", CPU=8), node("a", CPU=4, GPU=1), node("b", CPU=4, GPU=1), node("c", CPU=1)],
+            [Meeting(["a", "b"], gpu=True), Meeting(["head", "c"], gpu=False)],
+        ),
+        ([node("head"), node("a", CPU=4, GPU=1)], [Meeting(["a", "a"], gpu=False)]),
+        ([node("head", CPU=8, GPU=2), node("a", alive=False, CPU=8)], [Meeting(["head", "head"], gpu=True)]),
+        ([node("head"), node("a", alive=False, CPU=8)], []),
+    ],
+)
+def test_a_gang_meets_on_the_nodes_that_trials_may_run_on_those_with_gpus_by_themselves(
+    nodes: list[dict[str, object]], met: list[Meeting]
+) -> None:
+    assert tune_nodes.meetings(nodes, 2) == met
+
+
+def test_where_no_node_takes_trials_yet_it_is_said_and_nothing_would_fail() -> None:
+    [found] = doctor._gangs([])
+    assert found.state is State.WARNING
+    assert "is there yet" in found.said
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_a_worker_of_a_gang_uses_a_gpu_only_where_all_do(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray hides no GPU of a worker that asked for none."""
+    devices = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("bnscale.engine.deepspeed.join", lambda *words: devices.append(words[-1].type))
+    monkeypatch.setattr("bnscale.engine.deepspeed.rehearse", lambda gang: 0.0)
+    tune_nodes._Worker(gpu).join(0, 2, "127.0.0.1", 1)
+    assert devices == ["cuda" if gpu else "cpu"]
