@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from bnscale.schedule.needs import GIB, Node
 from bnscale.schedule.tune import cluster as tune_cluster
+from bnscale.study.plan import commit
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "cluster"
@@ -99,6 +101,36 @@ def test_what_a_node_is_sent_exists_and_is_all_that_its_installation_reads(name:
     sent = {local for remote, local in read(name)["file_mounts"].items() if remote.startswith("~/bnscale/")}
     assert {"Makefile", "pyproject.toml", "cluster", "README.md", "bnscale", "studies"} <= sent
     assert [local for local in sent if not (ROOT / local).exists()] == []
+
+
+@pytest.mark.skipif(shutil.which("rsync") is None, reason="there is no rsync")
+@pytest.mark.parametrize("name", BY_RAY_UP)
+def test_a_node_is_sent_the_commit_s_id_and_neither_history_nor_remote(name: str, tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    git = ["git", "-C", str(here), "-c", "user.name=a", "-c", "user.email=a@b"]
+    (here / "studies").mkdir(parents=True)
+    there.mkdir()
+    subprocess.run(["git", "init", "-q", here], check=True)
+    for each, text in {"studies/sent": "1", "tests": "not sent", "gone": "a secret of old"}.items():
+        (here / each).write_text(text)
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-qm", "a"], check=True)
+    subprocess.run([*git, "rm", "-q", "gone"], check=True)
+    subprocess.run([*git, "commit", "-qm", "b"], check=True)
+    subprocess.run([*git, "remote", "add", "origin", "https://user:a-password@192.0.2.1/x"], check=True)
+    excluded = [f"--exclude={each}" for each in read(name)["rsync_exclude"]]
+    for each in (".git", "studies"):  # as Ray does
+        subprocess.run(["rsync", "-az", *excluded, f"{here / each}/", f"{there / each}/"], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    assert commit(here) == commit(there) == head
+    kept = [each for each in (there / ".git").rglob("*") if each.is_file()]
+    assert not any(b"a-password" in each.read_bytes() for each in kept)
+    assert list((there / ".git" / "objects").iterdir()) == []
+    assert {each.relative_to(there / ".git").parts[0] for each in kept} <= {
+        "COMMIT_EDITMSG", "HEAD", "ORIG_HEAD", "description", "index", "packed-refs", "refs",
+    }  # fmt: skip
+    (there / "studies" / "sent").write_text("2")
+    assert commit(there) == f"{head}+"
 
 
 @pytest.mark.parametrize("name", CLOUDS)
