@@ -339,6 +339,7 @@ class Machine(RuleBasedStateMachine):
         self.past.append({trial: dict(rows) for trial, rows in self.committed.items()})
 
 
+@pytest.mark.timeout(600)  # five seconds of work, on a machine that has them
 def test_no_interleaving_of_drivers_writers_readers_compactions_and_crashes_loses_or_doubles_a_row(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
