@@ -181,6 +181,7 @@ class Footer(BaseModel):
     first_step: int  # no row is of an earlier step
     last_step: int  # of its last row
     attempt: int
+    fence: int = 0  # of its lease
     rewinds: int  # that this attempt had made when it wrote the file
     start: int | None  # the step of the last of them: of files written before it, those count whose rows are earlier
     whole: bool  # all rows of the table up to then: no earlier file counts beside it
@@ -253,7 +254,8 @@ def rebuilt(files: dict[str, dict[str, tuple[Part, Footer]]]) -> Manifest | None
     every = [(part, about) for named in files.values() for part, about in named.values()]
     if not every:
         return None
-    life = max(_began(about) for _, about in every)  # whose manifest was deleted began another life, of the same trial
+    # A trial whose manifest was deleted began another life: what came later is told by leases, not by clocks.
+    life = _began(max((about for _, about in every), key=lambda about: (about.fence, _began(about))))
     every = [(part, about) for part, about in every if _began(about) == life]
     files = {
         table: {name: each for name, each in named.items() if _began(each[1]) == life} for table, named in files.items()
@@ -298,7 +300,7 @@ def rebuilt(files: dict[str, dict[str, tuple[Part, Footer]]]) -> Manifest | None
 
 
 def _began(about: Footer) -> datetime:
-    """When the first attempt began: all later ones inherit it."""
+    """When the first attempt began: all later ones inherit it, so no two lives have the same."""
     return about.facts.get("started") or datetime.min.replace(tzinfo=UTC)
 
 
@@ -753,6 +755,7 @@ class Writer:
             first_step=first,
             last_step=last,
             attempt=mine.attempts,
+            fence=mine.fence,
             rewinds=self._rewinds,
             start=self._start,
             whole=of == "whole",

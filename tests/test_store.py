@@ -636,7 +636,7 @@ def test_an_interrupted_trial_goes_on_only_if_it_reads_the_same(tmp_path):
 def test_a_trial_whose_manifest_was_deleted_begins_another_life_without_anything_of_the_first(tmp_path):
     store = Store(tmp_path)
     for attempt in range(3):  # the last of which reads nothing
-        first = store.writer(TRIAL, {"curve": "1 epoch"}, {})
+        first = store.writer(TRIAL, {"curve": "1 epoch"}, {}, fence=1 + attempt)
         first.rewind(first.reached)
         if attempt < 2:
             first.write("curve", [Curve(attempt, "test", 0.5)])
@@ -645,7 +645,8 @@ def test_a_trial_whose_manifest_was_deleted_begins_another_life_without_anything
     old = set(tmp_path.glob("curve/*/*"))
     assert len(old) == 2
     store.storage.delete(f"manifests/{TRIAL.id}.json")
-    second = store.writer(TRIAL, {"curve": "1 epoch"}, {})
+    behind = {"started": datetime.now(UTC) - timedelta(minutes=10)}  # by the clock of another machine
+    second = store.writer(TRIAL, {"curve": "1 epoch"}, behind, fence=4)
     assert store.checkpoints(TRIAL.id).list("") == []
     second.rewind(0)
     second.write("curve", [Curve(0, "test", 0.25)])

@@ -253,9 +253,9 @@ def test_a_trial_that_somebody_trains_is_left_alone(tmp_path: Path) -> None:
     live(store, 4, 6)
     data(tmp_path)[0].unlink()
     before = manifest(store)
-    with Driver(store.storage, "depth") as driver:
+    with Driver(store.storage, "depth", limit=0.3) as driver:
         claim(store.storage, TRIAL.id, driver.id)
-        (said,) = repair(store, verify(store))
+        (said,) = repair(store, verify(store), limit=6.0)
     assert f"{TRIAL.id}: left as it is, for it is trained by" in said
     assert manifest(store) == before
 

@@ -241,9 +241,8 @@ class Machine(RuleBasedStateMachine):
         assert not verify(self.store).harms
         manifest, rows, before = self.store.manifest(trial), self.rows(trial), self.committed[trial]
         assert before.items() <= rows.items(), "a committed row is lost"
-        if trial in self.ended and before:
-            assert manifest is not None
-            assert (manifest.outcome, rows) == (Outcome.FINISHED, before)
+        if trial in self.ended:  # that it has ended is known where its end wrote a file
+            assert rows == before
         self.ended.discard(trial)
         if manifest is not None and manifest.has_result:
             self.ended.add(trial)
@@ -259,7 +258,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.readers) < 2)
     @rule()
     def open(self) -> None:
-        self.readers.append((query.open(self.root), len(self.past)))
+        self.readers.append((query.open(self.root, dict.fromkeys(TABLES, Row)), len(self.past)))
 
     @precondition(lambda self: self.readers)
     @rule(data=st.data())
@@ -269,10 +268,10 @@ class Machine(RuleBasedStateMachine):
         session, opened = reader
         self.readers.remove(reader)
         seen: dict[str, Rows] = {trial.id: {} for trial in TRIALS}
-        for table in set(TABLES) & set(session.tables):
-            for trial, step, value in session.sql(f"select trial, step, value from {table}").rows:
-                assert (table, step) not in seen[trial], "a row twice"
-                seen[trial][table, step] = value
+        question = " union all ".join(f"select '{table}', trial, step, value from {table}" for table in TABLES)
+        for table, trial, step, value in session.sql(question).rows:
+            assert (table, step) not in seen[trial], "a row twice"
+            seen[trial][table, step] = value
         assert seen in self.past[opened - 1 :]
 
     # --- what must hold -------------------------------------------------------------------------
@@ -340,6 +339,7 @@ class Machine(RuleBasedStateMachine):
         self.past.append({trial: dict(rows) for trial, rows in self.committed.items()})
 
 
+@pytest.mark.timeout(600)  # five seconds of work, on a machine that has them
 def test_no_interleaving_of_drivers_writers_readers_compactions_and_crashes_loses_or_doubles_a_row(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -347,7 +347,7 @@ def test_no_interleaving_of_drivers_writers_readers_compactions_and_crashes_lose
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=20,
+            max_examples=30,
             stateful_step_count=30,
             deadline=None,
             phases=[Phase.explicit, Phase.reuse, Phase.generate],  # making a failure shorter takes minutes
