@@ -5,6 +5,7 @@ Run as a program it is another driver: it trains one trial of digits, under a le
 
 import importlib
 import io
+import math
 import os
 import signal
 import subprocess
@@ -33,6 +34,10 @@ from bnscale.engine import Gang
 from bnscale.engine.checkpoint import newest
 from bnscale.lease import Driver, Held, Lease, claim, drivers, holder, release
 from bnscale.probes import EPOCH, curve
+from bnscale.schedule.failure import Ending
+from bnscale.schedule.loop import Training
+from bnscale.schedule.progress import Watch
+from bnscale.schedule.tune.lead import Brief
 from bnscale.schedule.turns import Elsewhere, Turn, look, take
 from bnscale.storage import Folder
 from bnscale.store import Manifest, Store, TakenOver
@@ -261,6 +266,45 @@ def test_11_what_another_driver_ended_since_it_was_planned_is_not_trained_again(
             if isinstance(turn, Turn):
                 turn.end()
             assert holder(store.storage, each.trial.id) is None
+
+
+def test_07_a_driver_that_waits_takes_what_another_leaves_and_counts_what_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bnscale.schedule.tune import driver as schedule
+
+    monkeypatch.setattr(schedule, "POLL", 0.01)
+    store = Store(tmp_path)
+    left, ended = job(tmp_path, 1), job(tmp_path, 2)
+    jobs = {each.trial.id: each for each in (left, ended)}
+    with Driver(store.storage, "first") as first, Driver(store.storage, "second") as second:
+        brief = Brief(jobs, {}, {}, Training(), run="", stall=60, driver=second.id)
+        said = io.StringIO()
+        watch = Watch(dict.fromkeys(jobs, 1.0), Console(file=said, width=200))
+        telling = schedule._Telling(brief, watch, elastic=False)
+        for each in (left, ended):
+            assert isinstance(take(each, first.id, (), halving=False), Turn)
+            found = take(each, second.id, (), halving=False)
+            assert isinstance(found, Elsewhere)
+            telling.settle(each.trial.id, found)
+        writer = store.writer(ended.trial, train.readings(ended.probes), {}, 1)
+        brake = schedule._Brake(telling, threading.Event(), math.inf)
+        waiting = ThreadPoolExecutor(1).submit(schedule._await, telling, second, brake)
+        writer.finish(Outcome.FINISHED, STEPS, {})
+        deadline = time.monotonic() + 60
+        while ended.trial.id not in telling.endings and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert telling.endings == {ended.trial.id: Ending(Outcome.FINISHED)}
+        assert not waiting.done()
+        first.end()
+        assert waiting.result(timeout=60)
+        assert telling.open(left.trial.id)
+        telling.settle(left.trial.id, Elsewhere("another driver", over=False))
+        brake.interrupt.set()  # Ctrl-C
+        assert not schedule._await(telling, second, brake)
+    assert f"{left.trial.id} is trained by" in said.getvalue()
+    assert "waiting for what other drivers train; Ctrl-C ends the waiting" in said.getvalue()
+    assert f"trains {left.trial.id} no more; it goes on here" in said.getvalue()
 
 
 def test_11_status_says_who_trains_what_and_takes_nobody_who_is_dead_for_running(
