@@ -2,7 +2,10 @@
 
 import io
 import os
+import re
+import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,10 +13,14 @@ from rich.console import Console
 
 from bnscale import cli, doctor, start
 from bnscale.doctor import Finding, State
+from bnscale.schedule.token import has_token
 from bnscale.schedule.tune import Reply
 from bnscale.schedule.tune import nodes as tune_nodes
+from bnscale.schedule.tune.entry import open_to_strangers
 from bnscale.schedule.tune.nodes import Meeting
+from bnscale.schedule.tune.yaml import check_yaml
 from bnscale.storage import Folder
+from bnscale.trial import Refusal
 
 
 def told(*findings: tuple[Finding, str]) -> tuple[int, str]:
@@ -164,6 +171,58 @@ def test_data_that_is_not_there_or_may_not_be_read_is_found(tmp_path: Path) -> N
     [found] = doctor._data(tmp_path / "none")
     assert found.state is State.FAILS
     assert doctor._data(None) == []
+
+
+@pytest.fixture
+def closed(tmp_path: Path) -> Iterator[Path]:
+    """A folder that this user may not enter; root is somebody else for that time."""
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    yield folder
+    os.seteuid(user)
+    folder.chmod(0o700)
+
+
+def test_what_lies_below_a_folder_that_may_not_be_entered_is_a_finding(
+    closed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert doctor._data(closed / "data")[0].said.startswith(f"{closed}/data: permission denied; ")
+    [found] = doctor.of_store(Folder(closed / "a" / "results"))
+    assert (found.state, "cannot be made (permission denied)" in found.said) == (State.FAILS, True)
+    assert doctor.space(Folder(closed / "a" / "results"))[0].check == "disk"
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(closed / "token"))
+    assert not has_token()
+    assert doctor.token()[0].state is State.FAILS
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"cluster_name: \xe9\n", "is no YAML: 'utf-8' codec can't decode byte 0xe9"),
+        (
+            b"cluster_name: a\nprovider: {type: aws, 5: b}\n",
+            "the key provider.5 is read as int, and Ray wants text; put",
+        ),
+        (b"available_node_types: {on: {}}\n", "the key available_node_types.True is read as bool, and Ray wants text"),
+        (b"setup_commands: [{null: a}]\n", "the key setup_commands.0.None is read as NoneType, and Ray wants text"),
+    ],
+)
+def test_a_cluster_file_that_is_no_text_or_has_such_keys_is_refused(content: bytes, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(content)
+    with pytest.raises(Refusal, match=f"^{re.escape(f'{file}: {said}')}"):
+        check_yaml(file)
+
+
+def test_a_cluster_that_does_not_say_whether_it_asks_for_a_token_is_a_warning() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        assert open_to_strangers(address, patience=0.01) is None
 
 
 # --- several -------------------------------------------------------------------------------------

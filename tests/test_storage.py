@@ -395,7 +395,7 @@ def test_a_death_between_the_link_and_its_end_leaves_every_later_swap_whole_or_n
             root = Folder(shutil.copytree(folder.root, tmp_path / str(n), copy_function=os.link))
             (temporary,) = root.root.glob(".a.*")
             assert temporary.samefile(root.root / "a")
-            content, version = root.get("a")
+            _, version = root.get("a")
             left[0] = n
             try:
                 assert root.swap("a", b"after, and longer", version)
