@@ -200,7 +200,7 @@ def test_01_a_killed_worker_s_trial_goes_on_from_its_checkpoint_and_no_row_is_th
 ) -> None:
     whole, killed = real(tmp_path / "whole"), real(tmp_path / "killed")
     with Driver(Folder(whole.store), "depth") as driver:  # not in this process, which has another number of threads
-        go([whole], cluster, driver=driver)
+        assert go([whole], cluster, loop=Training(), driver=driver)[0][whole.trial.id] == Ending(Outcome.FINISHED)
     with Driver(Folder(killed.store), "depth") as driver:
         endings, said = go([killed], cluster, loop=Killed(), driver=driver)
     assert endings[killed.trial.id] == Ending(Outcome.FINISHED)
