@@ -107,7 +107,14 @@ class Faulty(Toy):
 
 
 def go(
-    jobs: list[Any], cluster: Cluster, *, workers: int = 1, loop: Any = None, watch: Listener | None = None, **more: Any
+    jobs: list[Any],
+    cluster: Cluster,
+    *,
+    workers: int = 1,
+    threads: int = 1,
+    loop: Any = None,
+    watch: Listener | None = None,
+    **more: Any,
 ) -> tuple[dict[str, Ending], list[str]]:
     with watch or Listener(jobs) as watch:
         endings = run(
@@ -115,7 +122,7 @@ def go(
             foresee(jobs),
             cluster,
             workers=workers,
-            threads=max(1, cluster.cpus // workers),
+            threads=threads,
             rivals=None,
             watch=watch,
             mend="the same again",
@@ -192,7 +199,7 @@ def alone(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     with pytest.MonkeyPatch.context() as patch, full_pipe() as (reader, stream):
         patch.setattr("bnscale.schedule.tune.driver.draining_nodes", draining)
         watch = Unread(list(jobs.values()), reader, stream)
-        endings, said = go(list(jobs.values()), cluster, stall=HANG, watch=watch)
+        endings, said = go(list(jobs.values()), cluster, threads=cluster.cpus, stall=HANG, watch=watch)
         stream.close()
         watch.reading.join()
     return {"jobs": jobs, "said": said} | {name: endings[each.trial.id] for name, each in jobs.items()}
@@ -373,7 +380,7 @@ def gang(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         "dies": job(folder, test_tune.DIES, lr=0.8),
         "hangs": job(folder, HANGS, lr=0.7),
     }
-    endings, said = go(list(jobs.values()), cluster, workers=2, stall=HANG)
+    endings, said = go(list(jobs.values()), cluster, workers=2, threads=cluster.cpus // 2, stall=HANG)
     return {"jobs": jobs, "said": said} | {name: endings[each.trial.id] for name, each in jobs.items()}
 
 
