@@ -5,12 +5,20 @@
 Both build the same network, load the same data, take the same step and measure the same curve. The schedule adds Ray,
 progress, the store's files and the checkpoint, and trains as many trials at once as there are cores: its overhead is
 what it takes beyond the loop's time shared among them. The first trials, which raise the workers, are not counted.
+
+Then the share of what keeps a study whole whatever dies: lease, manifests and policy. Each of these trials once more
+makes just the calls of a real one (claim, open the writer, flush, finish, let the lease go, what the judge hears), on
+the disk and forced to it, and each layer has its own clock. Their sum is held against one second of training; a real
+trial waits for all of it, but for the signs of life, which the driver gives beside it.
 """
 
 import argparse
+import contextlib
 import io
 import tempfile
 import time
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -20,12 +28,16 @@ from step import CPU, machine, recipes
 from bnscale.data import Resident
 from bnscale.engine import Gang
 from bnscale.engine.local import LocalEngine
+from bnscale.lease import BEAT, Driver
 from bnscale.networks import build
-from bnscale.probes import END, Snapshot, curve
+from bnscale.probes import END, Curve, Snapshot, curve
 from bnscale.schedule import tune
 from bnscale.schedule.budget import Forecast
+from bnscale.schedule.failure import Judge
 from bnscale.schedule.progress import Watch
-from bnscale.train import Job
+from bnscale.schedule.turns import Turn, take
+from bnscale.store import Store
+from bnscale.train import Job, readings
 from bnscale.trial import Augmentation, Data, Outcome, Pixels, Trainable, Trial
 
 SMALL = Forecast(seconds=0.1, memory=2**30, on_gpu=0, disk=100_000)
@@ -72,15 +84,57 @@ def scheduled(trials: list[Trial], folder: Path) -> tuple[float, float, int]:
     store = folder / "store"
     jobs = [Job(of, {curve: END}, str(store), str(folder), "benchmark", 0, 30.0) for of in trials]
     start = time.perf_counter()
-    with tune.connect("local") as cluster, Clock(jobs) as watch:
+    driver = Driver(Store(store).storage, "benchmark")
+    with tune.connect("local") as cluster, driver, Clock(jobs) as watch:
         gangs = cluster.slots(1, SMALL.memory)
         outcomes = tune.run(
             jobs, {of.id: SMALL for of in trials}, cluster,
-            workers=1, threads=1, rivals=None, watch=watch, mend="run it again",
+            workers=1, threads=1, rivals=None, watch=watch, mend="run it again", driver=driver,
         )  # fmt: skip
     assert {each.outcome for each in outcomes.values()} == {Outcome.FINISHED}, outcomes
     warm = watch.ends[gangs - 1]
     return (watch.ends[-1] - warm) / (len(trials) - gangs), warm - start, gangs
+
+
+def layers(trials: list[Trial], folder: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds in each layer, of a trial that takes a second: on the wall, and of the processor."""
+    spent: dict[str, float] = defaultdict(float)
+    busy: dict[str, float] = defaultdict(float)
+
+    @contextlib.contextmanager
+    def clock(layer: str) -> Iterator[None]:
+        part = len(trials) * (BEAT if layer == "signs of life" else 1)  # one in BEAT seconds
+        start, cpu = time.perf_counter(), time.thread_time()
+        yield
+        spent[layer] += (time.perf_counter() - start) / part
+        busy[layer] += (time.thread_time() - cpu) / part
+
+    store = Store(folder / "layers")
+    judge = Judge(len(trials))
+    rows = [Curve(1, 0.01, split, 360, 0.5, 0.5, 0.5) for split in ("train", "validation", "test")]
+    with Driver(store.storage, "benchmark") as driver:
+        for of in trials:
+            job = Job(of, {curve: END}, store.url, str(folder), "benchmark", 0, 30.0)
+            with clock("lease"):
+                turn = take(job, driver.id, (), halving=False)
+            assert isinstance(turn, Turn)
+            with clock("manifests"):
+                writer = store.writer(of, readings(job.probes), {"host": "here", "threads": 1}, turn.job.fence)
+                writer.rewind(0)
+                writer.flush(1)
+                writer.write("curve", rows)
+                writer.finish(Outcome.FINISHED, 1, {"last_finite_loss": 0.5})
+            with clock("policy"):
+                for _ in range(4):  # a report each quarter of a second
+                    judge.progressed(of.id, 1)
+                judge.ended(None)
+            with clock("lease"):
+                turn.end()
+        for _ in trials:
+            with clock("signs of life"):
+                driver.beat()
+                driver.dead()
+    return spent, busy
 
 
 def main() -> None:
@@ -90,12 +144,19 @@ def main() -> None:
     trials = [trial(seed) for seed in range(given.trials)]
     print(machine())
     with tempfile.TemporaryDirectory() as folder:
+        spent, busy = layers(trials, Path(folder))
         plain = in_process(trials, Path(folder))
         seconds, start, gangs = scheduled(trials, Path(folder))
     print(f"{len(trials)} trials of one step, ResNet-8 on digits, one reading of the curve each")
     print(f"one plain loop     {plain:.3f} s a trial on one core, {plain / gangs:.3f} shared among {gangs}")
     print(f"through Ray Tune   {seconds:.3f} s a trial, {gangs} at once; {start:.1f} s until they were warm")
     print(f"overhead           {seconds - plain / gangs:.3f} s a trial")
+    each = ", ".join(f"{layer} {1000 * part:.2f} ms" for layer, part in spent.items())
+    total, cpu = sum(spent.values()), sum(busy.values())
+    print(f"of a trial of one second: {each}: together {100 * total / (1 + total):.1f} %")
+    print(
+        f"    of the processor {1000 * cpu:.1f} ms, {100 * cpu / (1 + cpu):.1f} %: the one to trust where others work"
+    )
 
 
 if __name__ == "__main__":

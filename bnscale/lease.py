@@ -175,7 +175,7 @@ class Driver:
         self._heart = threading.Thread(target=self._live, name="lease", daemon=True)
 
     def __enter__(self) -> Self:
-        self._beat()
+        self.beat()
         self._heart.start()
         return self
 
@@ -200,7 +200,8 @@ class Driver:
         dead = self.dead()
         return {name: each for name, each in drivers(self._storage).items() if name != self.id and name not in dead}
 
-    def _beat(self) -> None:
+    def beat(self) -> None:
+        """A sign of life. Raises `StoreFailure`."""
         self._presence = self._presence.model_copy(
             update={"beat": self._presence.beat + 1, "at": datetime.now(UTC)},
         )
@@ -209,7 +210,7 @@ class Driver:
     def _live(self) -> None:
         while not self._over.wait(self._pause):
             with contextlib.suppress(OSError):
-                self._beat()
+                self.beat()
             self.dead()
 
 

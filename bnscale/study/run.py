@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from bnscale.lease import Driver
+from bnscale.lease import Driver, Lease, claim, release
 from bnscale.probes import looking
 from bnscale.schedule import budget
 from bnscale.schedule.failure import Ending, Failure, Hopeless, OutOfTime
@@ -183,8 +183,19 @@ def _train(
             until=until,
         )
     for trial in [trial for trial, ending in endings.items() if way.asha and ending == Ending()]:
-        store.stop_early(trial)
+        _give_up(store, trial, driver)
     return endings
+
+
+def _give_up(store: Store, trial: str, driver: Driver) -> None:
+    """What successive halving stopped, and its worker could not note: unless another driver trains it by now."""
+    manifest = store.manifest(trial)
+    if manifest is None or manifest.outcome is not None or manifest.facts.get("stopped_early"):
+        return
+    held = claim(store.storage, trial, driver.id, driver.dead(), above=manifest.fence)
+    if isinstance(held, Lease):
+        store.stop_early(trial)
+        release(store.storage, held)
 
 
 def _devices(asked: Asked, store: Store) -> list[str]:
@@ -313,5 +324,5 @@ def _say_failed(failed: list[str], store: Store, console: Console) -> None:
         errors.setdefault(error.strip().splitlines()[-1], []).append(trial)
     for error, trials in errors.items():
         console.print(f"  {', '.join(trials)}: {error}", soft_wrap=True, markup=False)
-    whole = shlex.join(["bnscale", "sql", "select trial, error from trials where outcome = 'failed'"])
+    whole = shlex.join(["bnscale", "sql", "select trial, error from trials where error is not null"])
     console.print(f"all of each: {whole} --store {shlex.quote(store.url)}", soft_wrap=True, markup=False)

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from bnscale import report
 from bnscale.engine.machine import in_bytes
+from bnscale.lease import holder
 from bnscale.schedule import budget
 from bnscale.storage import storage
 from bnscale.store import Manifest, Store
@@ -17,8 +18,6 @@ from bnscale.study.asked import Asked, cost_of, here, store_there
 from bnscale.study.declare import MANY, MOST, Preset, Study
 from bnscale.study.plan import Planned, Search
 from bnscale.trial import Outcome
-
-QUIET = 120.0  # seconds without a word from a trial after which it no longer counts as running
 
 
 def say_plan(asked: Asked, workers: int, threads: int, console: Console) -> None:
@@ -96,8 +95,9 @@ def say_status(asked: Asked, console: Console) -> None:
     for each in asked.planned:
         cells[each.cell].append(each)
     every: Counter[str] = Counter()
+    held = _held(store, [each.trial.id for each in asked.planned], manifests) if store else {}
     for members in cells.values():
-        counts = Counter(_state(manifests.get(each.trial.id), store) for each in members)
+        counts = Counter(_state(each.trial.id, manifests, held) for each in members)
         every += counts
         values = [str(getattr(members[0].trial, name)) for name in asked.axes]
         found = ["  ".join(brackets[members[0].cell])] if asked.search else []
@@ -107,6 +107,8 @@ def say_status(asked: Asked, console: Console) -> None:
         f"\n{len(asked.planned)} trials: "
         + (", ".join(f"{every[name]} {name}" for name in states if every[name]) or "none is planned")
     )
+    for who in sorted(set(held.values())):
+        console.print(f"{who} trains {', '.join(trial for trial in held if held[trial] == who)}", soft_wrap=True)
     for _, wrong in store.damaged if store else []:
         console.print(f"damaged: {wrong}", soft_wrap=True, markup=False)
 
@@ -120,15 +122,26 @@ def _bracket(search: Search) -> str:
     return "not found" if trains == "?" else f"≥{trains}" if fails == "?" else trains
 
 
-def _state(manifest: Manifest | None, store: Store | None) -> str:
-    """A running trial writes at least every half minute or two; one that fell silent has stopped."""
-    if manifest is None or store is None:
+def _held(store: Store, planned: list[str], manifests: dict[str, Manifest]) -> dict[str, str]:
+    """Who trains each of the trials that are trained now."""
+    if not store.storage.list("drivers"):
+        return {}
+    known = {trial: manifests.get(trial) for trial in planned}
+    open_ = [trial for trial, manifest in known.items() if manifest is None or not manifest.has_result]
+    found = store.storage.each(lambda trial: holder(store.storage, trial), open_)
+    return {each.trial: each.who for each in found if each}
+
+
+def _state(trial: str, manifests: dict[str, Manifest], held: dict[str, str]) -> str:
+    """A trial without an end that nobody has leased was stopped, or its driver has died."""
+    if trial in held:
+        return "running"
+    manifest = manifests.get(trial)
+    if manifest is None:
         return "missing"
     if manifest.outcome is not None:
         return {Outcome.FINISHED: "done", Outcome.DIVERGED: "diverged", Outcome.FAILED: "failed"}[manifest.outcome]
-    if manifest.facts.get("stopped_early"):
-        return "stopped"
-    return "running" if store.silence(manifest.trial) < QUIET else "stopped"
+    return "stopped"
 
 
 def make_report(asked: Asked, console: Console) -> None:

@@ -3,6 +3,9 @@
 Run as a program it is another driver: it trains one trial of digits, under a lease, as slowly as it is told.
 """
 
+import importlib
+import io
+import math
 import os
 import signal
 import subprocess
@@ -21,17 +24,25 @@ import psutil
 import pytest
 import torch
 from examples import digits
+from rich.console import Console
 
 import bnscale
 from bnscale import lease as leases
 from bnscale import store as stores
 from bnscale import train
 from bnscale.engine import Gang
+from bnscale.engine.checkpoint import newest
 from bnscale.lease import Driver, Held, Lease, claim, drivers, holder, release
 from bnscale.probes import EPOCH, curve
+from bnscale.schedule.failure import Ending
+from bnscale.schedule.loop import Training
+from bnscale.schedule.progress import Watch
+from bnscale.schedule.tune.lead import Brief
 from bnscale.schedule.turns import Elsewhere, Turn, look, take
 from bnscale.storage import Folder
 from bnscale.store import Manifest, Store, TakenOver
+from bnscale.study.asked import Asked
+from bnscale.study.say import say_status
 from bnscale.trial import Outcome, Trial
 
 ROOT = Path(__file__).parents[2]
@@ -67,9 +78,12 @@ def manifest(store: Path, trial: Trial) -> Manifest:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All but what a sign of life changes."""
-    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    return {name: content for name, content in found.items() if not name.startswith("drivers")}
+    """All but signs of life, checkpoints, and what has no name yet."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+    return {
+        name: content for name, content in found.items() if not name.startswith(("drivers", ".locks", "checkpoints"))
+    }
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +169,13 @@ def test_11_a_driver_that_slept_past_its_lease_commits_nothing(tmp_path: Path, u
         os.kill(process.pid, signal.SIGCONT)
         said, _ = process.communicate(timeout=60)
         assert "TakenOver" in said
-        assert contents(tmp_path) == before
+        # It may have slept in the middle of a file that now nothing names, or of a checkpoint that nobody needs.
+        after = contents(tmp_path)
+        assert before.items() <= after.items()
+        assert {name.partition("/")[0] for name in after.keys() - before.keys()} <= {"curve"}
+        last = newest(Store(tmp_path).checkpoints(job(tmp_path).trial.id))
+        assert last is not None
+        assert last.step == STEPS
     assert rows(tmp_path) == unbroken
 
 
@@ -246,6 +266,73 @@ def test_11_what_another_driver_ended_since_it_was_planned_is_not_trained_again(
             if isinstance(turn, Turn):
                 turn.end()
             assert holder(store.storage, each.trial.id) is None
+
+
+def test_07_a_driver_that_waits_takes_what_another_leaves_and_counts_what_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bnscale.schedule.tune import driver as schedule
+
+    monkeypatch.setattr(schedule, "POLL", 0.01)
+    store = Store(tmp_path)
+    left, ended = job(tmp_path, 1), job(tmp_path, 2)
+    jobs = {each.trial.id: each for each in (left, ended)}
+    with Driver(store.storage, "first") as first, Driver(store.storage, "second") as second:
+        brief = Brief(jobs, {}, {}, Training(), run="", stall=60, driver=second.id)
+        said = io.StringIO()
+        watch = Watch(dict.fromkeys(jobs, 1.0), Console(file=said, width=200))
+        telling = schedule._Telling(brief, watch, elastic=False)
+        for each in (left, ended):
+            assert isinstance(take(each, first.id, (), halving=False), Turn)
+            found = take(each, second.id, (), halving=False)
+            assert isinstance(found, Elsewhere)
+            telling.settle(each.trial.id, found)
+        writer = store.writer(ended.trial, train.readings(ended.probes), {}, 1)
+        brake = schedule._Brake(telling, threading.Event(), math.inf)
+        waiting = ThreadPoolExecutor(1).submit(schedule._await, telling, second, brake)
+        writer.finish(Outcome.FINISHED, STEPS, {})
+        deadline = time.monotonic() + 60
+        while ended.trial.id not in telling.endings and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert telling.endings == {ended.trial.id: Ending(Outcome.FINISHED)}
+        assert not waiting.done()
+        first.end()
+        assert waiting.result(timeout=60)
+        assert telling.open(left.trial.id)
+        telling.settle(left.trial.id, Elsewhere("another driver", over=False))
+        brake.interrupt.set()  # Ctrl-C
+        assert not schedule._await(telling, second, brake)
+    assert f"{left.trial.id} is trained by" in said.getvalue()
+    assert "waiting for what other drivers train; Ctrl-C ends the waiting" in said.getvalue()
+    assert f"trains {left.trial.id} no more; it goes on here" in said.getvalue()
+
+
+def test_11_status_says_who_trains_what_and_takes_nobody_who_is_dead_for_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(FILE.parent))
+    declared = importlib.import_module("frankle_depth").study
+    asked = Asked.of(declared, FILE, "laptop", ["depth=8", "trainable=bn", "lr=0.1", "seed=0,1,2"], tmp_path, None)
+    store = Store(tmp_path)
+    first, second, third = (each.trial for each in asked.planned)
+
+    def said() -> list[str]:
+        console = Console(file=io.StringIO(), width=200)
+        say_status(asked, console)
+        file = console.file
+        assert isinstance(file, io.StringIO)
+        return file.getvalue().splitlines()
+
+    for trial in (first, second):
+        store.writer(trial, {}, {})
+    with Driver(store.storage, "frankle_depth") as driver:
+        claim(store.storage, first.id, driver.id)
+        claim(store.storage, third.id, driver.id)  # it has no manifest yet
+        lines = said()
+        assert "3 trials: 2 running, 1 stopped" in lines
+        trained = ", ".join(sorted([first.id, third.id]))
+        assert lines[-1] == f"{leases.socket.gethostname()}:{os.getpid()} (study frankle_depth) trains {trained}"
+    assert said()[-1] == "3 trials: 2 stopped, 1 missing"
 
 
 def study(store: Path) -> subprocess.Popen[str]:

@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import psutil
 import pytest
@@ -31,21 +32,21 @@ FILE = ROOT / "studies" / "frankle_depth.py"
 AXES = ["depth=8", "trainable=bn,output", "lr=0.1,0.3,1", "seed=0,1,2,3,4", "epochs=none", "steps=30"]
 TABLES = ("curve", "gamma", "gamma_histogram", "clamp", "sparsity")
 PAUSE = 2.0  # seconds between two deaths of workers, at least
-WORKERS = 5  # that die in all: each costs its successor some seconds of imports
+WORKERS = 4  # that die in all: each costs its successor some seconds of imports
 DRIVER_AT = (8, 18)  # trials that have ended when the driver is killed
 SEED = 7
 
-pytestmark = pytest.mark.timeout(600)  # some of the many processes may take long to start on a busy machine
+pytestmark = pytest.mark.timeout(900)  # some of the many processes may take long to start on a busy machine
 
 
-def start(store: Path) -> subprocess.Popen[str]:
+def start(store: Path, said: IO[str]) -> subprocess.Popen[str]:
     """The study file in a process group of its own, as a terminal gives it."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     sets = [word for each in AXES for word in ("--set", each)]
     return subprocess.Popen(
         [sys.executable, str(FILE), "--preset", "laptop", *sets, "--save-every", "0.3", "--store", str(store)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdout=said,
+        stderr=said,
         text=True,
         cwd=ROOT,
         env=environment,
@@ -105,31 +106,28 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.wait()
     _, alive = psutil.wait_procs(workers, timeout=60)
     assert not alive
-    for each in family:  # two idle helpers of Ray's live on for a minute and hold our pipes
-        with contextlib.suppress(psutil.NoSuchProcess):
-            each.kill()
-    process.communicate()
 
 
 def test_04_a_study_whose_workers_and_driver_are_killed_ends_with_the_rows_of_an_unbroken_one(tmp_path: Path) -> None:
     broken, whole = tmp_path / "broken", tmp_path / "whole"
     killer = Killer(broken)
     for ended in (*DRIVER_AT, 31):
-        process = start(broken)
-        try:
-            driver = psutil.Process(process.pid)
-            while process.poll() is None and killer.look(driver) < ended:
-                time.sleep(0.1)
-            if ended < 31:
-                assert process.poll() is None, process.communicate()
-                kill(process)
-            else:
-                output, errors = process.communicate(timeout=60)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-    assert (process.returncode, errors) == (0, ""), output
-    assert killer.killed >= 3
+        said = (tmp_path / "said").open("w+")  # no pipe: helpers of Ray's outlive the driver and would hold it
+        with said, start(broken, said) as process:
+            try:
+                driver = psutil.Process(process.pid)
+                while process.poll() is None and killer.look(driver) < ended:
+                    time.sleep(0.1)
+                said.seek(0)
+                output = said.read()
+                if ended < 31:
+                    assert process.poll() is None, output
+                    kill(process)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, output
+    assert killer.killed >= 2, output
     attempts = [each.attempts for each in Store.existing(broken).manifests()]
     assert len(attempts) == 30
     assert sum(attempts) > 30
