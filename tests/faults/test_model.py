@@ -76,6 +76,7 @@ class Machine(RuleBasedStateMachine):
         self.holder: dict[str, str] = {}
         self.saved: dict[str, list[int]] = {trial.id: [0] for trial in TRIALS}  # steps of checkpoints
         self.ended: set[str] = set()
+        self.told: set[str] = set()  # of these, the ones whose end wrote a data file, which says so
         self.values = 0
         self.past: list[dict[str, Rows]] = []  # every state there was
         self.readers: list[tuple[query.Session, int]] = []  # and how many states there were when it was opened
@@ -182,8 +183,9 @@ class Machine(RuleBasedStateMachine):
     def finish(self, data: st.DataObject, outcome: Outcome) -> None:
         """With a result its files become one a table."""
         trial, attempt = self.some(data)
+        told = bool(attempt.waiting)
         if self.act(trial, attempt, lambda: attempt.writer.finish(outcome, attempt.step, {})):
-            self.end(trial, outcome)
+            self.end(trial, outcome, told)
             release(self.store.storage, attempt.lease)
             self.holder.pop(trial, None)
             self.attempts[trial].remove(attempt)
@@ -222,7 +224,7 @@ class Machine(RuleBasedStateMachine):
             self.committed[trial] = after
         if finish and current and manifest.outcome is Outcome.FINISHED:
             assert self.committed[trial] == after
-            self.end(trial, Outcome.FINISHED)
+            self.end(trial, Outcome.FINISHED, bool(attempt.waiting))
         self.remember()
         self.kill(attempt.driver, False)
 
@@ -241,9 +243,11 @@ class Machine(RuleBasedStateMachine):
         assert not verify(self.store).harms
         manifest, rows, before = self.store.manifest(trial), self.rows(trial), self.committed[trial]
         assert before.items() <= rows.items(), "a committed row is lost"
-        if trial in self.ended:  # that it has ended is known where its end wrote a file
-            assert rows == before
+        if trial in self.told:
+            assert manifest is not None
+            assert (manifest.outcome, rows) == (Outcome.FINISHED, before)
         self.ended.discard(trial)
+        self.told.discard(trial)
         if manifest is not None and manifest.has_result:
             self.ended.add(trial)
         self.committed[trial] = rows
@@ -330,10 +334,11 @@ class Machine(RuleBasedStateMachine):
         self.remember()
         return True
 
-    def end(self, trial: str, outcome: Outcome) -> None:
+    def end(self, trial: str, outcome: Outcome, told: bool) -> None:
         if outcome is Outcome.FINISHED:
             assert trial not in self.ended, "finished twice"
             self.ended.add(trial)
+            self.told |= {trial} if told else set()
 
     def remember(self) -> None:
         self.past.append({trial: dict(rows) for trial, rows in self.committed.items()})
