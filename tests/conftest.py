@@ -36,3 +36,21 @@ def bucket(s3: s3_server.Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return f"s3://{s3_server.BUCKET}/{os.getpid()}-{next(_bucket)}"
+
+
+# Files of a minute and more begin first: one that came last would keep a single process busy while the others wait.
+LONG = (
+    "test_worker_faults.py",
+    "test_command.py",
+    "test_train.py",
+    "test_tune.py",
+    "test_killed_study.py",
+    "test_search.py",
+    "test_drivers.py",
+    "test_cluster_faults.py",
+    "test_budget.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
