@@ -147,7 +147,7 @@ def test_25_a_trial_goes_elsewhere_from_a_node_that_joined_later_and_sees_anothe
 def test_25_where_nothing_is_seen_of_the_driver_nothing_is_made(tmp_path: Path) -> None:
     job = Job(digits(), {}, str(tmp_path / "results"), data="", commit=None, zero=0, save_every=30.0)
     with pytest.raises(Unseen, match="shows nothing of the driver that writes there; mount the same folder"):
-        take(job, "somebody", (), halving=False)
+        take(job, "somebody", halving=False)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -10,7 +10,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from types import FrameType
@@ -86,7 +85,7 @@ def run(
         driver=driver.id if driver else None,
         halving=rivals is not None,
     )
-    telling = _Telling(brief, watch, elastic=cluster.most is not None)
+    telling = _Telling(brief, watch, driver, elastic=cluster.most is not None)
     groups = max(1, min(cluster.slots(need.threads, need.memory) // need.workers for need in needs.values()))
     # Pending trials each ask Ray for a placement; few of them keep the order and cost little.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(groups)
@@ -96,7 +95,6 @@ def run(
         while True:
             while left := [trial for trial in order if telling.open(trial)]:
                 before = telling.strikes
-                brief = telling.brief = replace(brief, dead=driver.dead() if driver else frozenset())
                 _round(left, brief, telling, _scheduler(by_id, rivals, telling), brake)
                 if brake.why is _Why.BLIND:
                     brake.why = None
@@ -197,9 +195,10 @@ def _await(telling: "_Telling", driver: Driver, brake: "_Brake") -> bool:
 class _Telling(tune.Callback):
     """Hears what Tune reports, has failures judged, and tells the watch."""
 
-    def __init__(self, brief: Brief, watch: Watch, *, elastic: bool) -> None:
+    def __init__(self, brief: Brief, watch: Watch, driver: Driver | None, *, elastic: bool) -> None:
         self.brief = brief
         self.watch = watch
+        self.driver = driver
         self.elastic = elastic  # whether an autoscaler may bring other nodes
         self.judge = Judge(len(brief.jobs))
         self.endings: dict[str, Ending] = {}
@@ -311,7 +310,7 @@ class _Telling(tune.Callback):
     def _failed(self, trial: Any, failure: Failure) -> None:
         name = trial.config["trial"]
         self.strikes += 1
-        if failure.kind is Kind.UNSEEN:
+        if failure.kind is Kind.UNSEEN and not (self.driver and self.driver.missed()):
             self.blind.update(self.nodes[name][:1])  # the leading worker alone writes
         then = self.judge.failed(name, failure, may_recompute=recomputable(self.brief.jobs[name].trial))
         if then in (Then.AGAIN, Then.RECOMPUTING):
@@ -357,7 +356,7 @@ def _give_up(brief: Brief, trial: str, failure: Failure | None) -> None:
             record(brief.loop, job, failure)
         return
     with contextlib.suppress(Refusal, StoreFailure):
-        turn = take(job, brief.driver, brief.dead, halving=brief.halving)
+        turn = take(job, brief.driver, halving=brief.halving)
         if isinstance(turn, Turn):
             if failure:
                 record(brief.loop, turn.job, failure)

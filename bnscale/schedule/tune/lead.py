@@ -49,7 +49,6 @@ class Brief:
     run: str  # no other run of the cluster has this name
     stall: float  # seconds that a step may take, whatever its median
     driver: str | None = None  # whose leases the trials are trained under; None: under none
-    dead: frozenset[str] = frozenset()  # drivers whose leases nobody holds any more
     halving: bool = False  # whether a trial that is told to stop was given up
 
     def foreseen(self, trial: str) -> float:
@@ -207,7 +206,7 @@ class Lead(tune.Trainable):
         """Claim the trial, and set all workers to it, unless another driver has it."""
         self.begun = True
         if self.brief.driver is not None:
-            turn = take(self.job, self.brief.driver, self.brief.dead, halving=self.brief.halving)
+            turn = take(self.job, self.brief.driver, halving=self.brief.halving)
             if isinstance(turn, Elsewhere):
                 self.over = True
                 return turn
@@ -283,7 +282,7 @@ class Lead(tune.Trainable):
         self.notice.busy = False
         if self.pulse:
             self.pulse.end()
-        if isinstance(error, TakenOver):
+        if isinstance(error, TakenOver) or (isinstance(error, Refusal) and self.turn and self.turn.overtaken()):
             self.spoilt = self.watchdog is not None  # the others of the gang are in the middle of a step
             self._end()
             elsewhere = {"elsewhere": Elsewhere("another driver", over=False)} if self.turn else {}
