@@ -1,6 +1,7 @@
 """What went wrong is told from real errors, and what follows is a table. Nothing here starts Ray."""
 
 import contextlib
+import errno
 import os
 import resource
 import socket
@@ -59,6 +60,11 @@ def full() -> None:
         file.write("x" * 100_000)
 
 
+def forbidden() -> None:
+    """A data set or a library that this user may not read: nothing of the store."""
+    raise PermissionError(errno.EACCES, "Permission denied", "/data/cifar")
+
+
 def from_a_broken_store() -> None:
     try:
         raise StoreFailure("results: cannot be written (connection reset by peer)")
@@ -81,6 +87,7 @@ def from_a_broken_store() -> None:
         (from_a_broken_store, Kind.STORAGE),
         (lambda: torch.ones(2) @ torch.ones(3), Kind.CODE),
         (lambda: {}["key"], Kind.CODE),
+        (forbidden, Kind.CODE),
         (lambda: open("/nonexistent"), Kind.CODE),  # noqa: SIM115
     ],
 )
@@ -193,7 +200,11 @@ def code(line: int) -> Failure:
         (30, [code(1), code(1), code(2)], False),  # not alike
         (30, [code(1), None, code(1), code(1), code(1)], False),  # one of the first trained
         (30, [Failure(Kind.STORAGE, "disk full")] * ALIKE, True),
-        (30, [Failure(Kind.WORKER, "died")] * ALIKE, False),  # the machines' error is not the study's
+        (30, [Failure(Kind.WORKER, f"died at step {step}") for step in range(ALIKE)], True),  # each again and again
+        (30, [Failure(Kind.HANG, f"no step in {seconds} s") for seconds in range(ALIKE)], True),
+        (30, [Failure(Kind.WORKER, "died"), Failure(Kind.HANG, "no step"), Failure(Kind.WORKER, "died")], False),
+        (30, [Failure(Kind.NODE, "lost")] * ALIKE, False),  # the machines' error is not the study's
+        (30, [Failure(Kind.OOM, "out of memory")] * ALIKE, False),  # the longest come first; a smaller one may fit
         (2, [code(1)] * 2, True),
     ],
 )
