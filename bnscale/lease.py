@@ -103,8 +103,8 @@ def claim(
     """Take the lease of a trial, unless a living driver has it; a driver takes its own again.
 
     `dead` are drivers of whose silence the caller has just heard: one that only slept may speak again at any moment,
-    and elsewhere the keys tell, for that of a dead driver is deleted. `above` is the fence that the trial's manifest knows: also a
-    lease whose key was lost gets a higher one. Raises `StoreFailure`.
+    and elsewhere the keys tell, for that of a dead driver is deleted. `above` is the fence that the trial's manifest
+    knows: also a lease whose key was lost gets a higher one. Raises `StoreFailure`.
     """
     while True:  # who loses a race has another's lease to look at
         version, entry = _entry(storage, trial_id)

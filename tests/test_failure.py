@@ -246,11 +246,47 @@ def test_a_step_that_takes_too_long_is_noticed_and_readings_have_their_time() ->
 def test_the_limit_is_ten_median_steps_ten_foreseen_ones_before_there_are_any_and_never_less_than_its_floor() -> None:
     pulse = Pulse(60.0, lambda wrong: None, floor=120.0)
     try:
+        pulse.going()
         assert pulse.limit == 600.0
         pulse._taken.extend([20.0, 30.0, 4000.0])
         assert pulse.limit == 300.0
         pulse._taken.extend([1.0] * 10)
         assert pulse.limit == 120.0
+    finally:
+        pulse.end()
+
+
+def test_what_comes_between_two_steps_has_a_longer_limit_and_idle_time_none() -> None:
+    heard = threading.Event()
+    told: list[str] = []
+
+    def stalled(wrong: str) -> None:
+        told.append(wrong)
+        heard.set()
+
+    pulse = Pulse(0.0, stalled, floor=60.0, rest=0.4)
+    try:
+        pulse.going()
+        pulse.beat()
+        pulse.idle()
+        time.sleep(1.0)  # until the schedule calls again
+        assert not told
+        pulse.going()
+        pulse.beat()
+        assert heard.wait(60)  # a checkpoint or a reading that never ends
+    finally:
+        pulse.end()
+    assert "no end of what comes between two steps" in told[0]
+
+
+def test_a_reading_may_take_ten_times_as_long_as_the_longest_and_as_long_as_a_thousand_steps() -> None:
+    pulse = Pulse(1.0, lambda wrong: None)
+    try:
+        assert pulse.limit == 1000.0  # the first, where a step is foreseen to take a second
+        pulse._taken.append(0.1)
+        assert pulse.limit == 900.0
+        pulse._longest = 200.0
+        assert pulse.limit == 2000.0
     finally:
         pulse.end()
 

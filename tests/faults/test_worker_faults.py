@@ -36,12 +36,14 @@ from bnscale.engine import Gang
 from bnscale.lease import Driver, holder
 from bnscale.probes import STEP, curve, gamma
 from bnscale.report import page
-from bnscale.schedule.failure import Ending, Hopeless, Kind, OutOfTime
+from bnscale.schedule.failure import Ending, Failure, Hopeless, Kind, OutOfTime
 from bnscale.schedule.loop import Training
 from bnscale.schedule.needs import GIB, Cluster, Need, Node, gpu_type, needs_of, on_one_type
-from bnscale.schedule.notice import Cloud
+from bnscale.schedule.notice import Cloud, Notice
 from bnscale.schedule.progress import Watch
 from bnscale.schedule.tune import connect, run
+from bnscale.schedule.tune.driver import _Telling
+from bnscale.schedule.tune.lead import Brief, Lead
 from bnscale.storage import Folder
 from bnscale.store import Manifest, Store
 from bnscale.study.run import _warn_changed
@@ -52,7 +54,7 @@ for module in (test_tune, sys.modules[__name__]):
 
 pytestmark = pytest.mark.timeout(400)  # a worker takes seconds to start, and many on a busy machine
 
-TAKEN_AWAY, HANGS, OOM, OOM_ALWAYS, NEIGHBOUR, FULL, BROKEN, MEETS = range(201, 209)  # seeds with a meaning
+TAKEN_AWAY, HANGS, OOM, OOM_ALWAYS, NEIGHBOUR, FULL, BROKEN, MEETS, STUCK = range(201, 210)  # seeds with a meaning
 HANG = 4.0  # seconds that a step may take here
 
 
@@ -71,11 +73,18 @@ class Faulty(Toy):
 
     def run(self, job: Any, gang: Gang, threads: int, stop: Callable[[], bool]) -> Iterator[Progress]:
         first = not (Path(job.store) / f"{job.trial.id}.{gang.rank}").exists()
+        if job.trial.seed == STUCK:
+            stop = self.stuck(stop)
         last = gang.rank == gang.workers - 1
         for at in super().run(job, gang, threads, stop):
             yield at
             if at.step >= 4 and last:
                 self.meet(job, first)
+
+    @staticmethod
+    def stuck(stop: Callable[[], bool]) -> Callable[[], bool]:
+        """Asked to save, it never does."""
+        return lambda: stop() and time.sleep(1e6) is None
 
     def meet(self, job: Any, first: bool) -> None:
         seed = job.trial.seed
@@ -279,6 +288,31 @@ def test_08_a_node_that_the_cluster_drains_is_left_at_a_checkpoint(
     assert endings[each.trial.id] == Ending(Outcome.FINISHED)
     assert [line[0] for line in told(each)] == ["began", "saved", "began", "ended"]
     assert sum("its node is taken away" in line for line in said) == 1
+
+
+def test_08_a_machine_that_is_about_to_go_is_given_no_trial_again_where_there_is_another(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each = job(tmp_path, 1)
+    brief = Brief({each.trial.id: each}, {each.trial.id: Need(1, 1, 0, 1)}, {}, Faulty(), "run", 1.0)  # type: ignore[dict-item]
+    trial = SimpleNamespace(config={"trial": each.trial.id}, status="RUNNING")
+    result = dict.fromkeys(("outcome", "loss"), None) | {
+        "spoilt": True, "nodes": ["going"], "leaving": ["going"], "at": 0, "epoch": 0.0, "began": 0,
+        "failure": Failure(Kind.PREEMPTED, "about to go"),
+    }  # fmt: skip
+    for others, avoided in (([], []), (["other"], ["going"])):
+        monkeypatch.setattr("bnscale.schedule.tune.driver.roomy_nodes", lambda gpus, others=others: ["going", *others])
+        with Listener([each]) as watch:
+            telling = _Telling(brief, watch, None, elastic=False)
+            telling.on_trial_result(0, [], trial, result)
+            assert (telling.open(each.trial.id), telling.avoid()) == (True, avoided)
+    here = ray.get_runtime_context().get_node_id()
+    lead = Lead.__new__(Lead)
+    vars(lead).update(notice=Notice(), nodes=[here], members=[], told=False)
+    lead.notice.given.set()
+    assert lead._leaving() == [here]
+    lead.leave()  # by the word of the cluster, which gives that node to nobody
+    assert lead._leaving() == []
 
 
 def test_08_the_notice_of_a_cloud_is_read_where_it_gives_one() -> None:
@@ -552,6 +586,20 @@ def test_at_the_end_of_its_hours_a_run_stops_at_a_checkpoint_and_says_how_to_go_
         start(watch=watch, mend="the same again", until=time.monotonic() + 3600 * 4)
     assert told(each)[-1][0] == "saved"
     assert watch.said[-1] == "the time is up; every running trial has its checkpoint. To go on: the same again"
+
+
+def test_a_worker_that_never_saves_does_not_hold_up_the_end_of_the_hours(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each = job(tmp_path, STUCK, steps=100_000)
+    late = SimpleNamespace(monotonic=lambda: time.monotonic() + (3600 * 5 if told(each) else 0))
+    monkeypatch.setattr("bnscale.schedule.tune.driver.time", late)
+    monkeypatch.setattr("bnscale.schedule.tune.driver.HALT", 1.0)
+    watch = Listener([each])
+    start = partial(run, [each], foresee([each]), cluster, workers=1, threads=1, rivals=None, loop=Faulty())
+    with watch, pytest.raises(OutOfTime):
+        start(watch=watch, mend="the same again", until=time.monotonic() + 3600 * 4)
+    assert f"{each.trial.id}: no new checkpoint (no answer in 1 s); the one before it counts" in watch.said
 
 
 # --- 34, 36, 37: what a trial goes on under -------------------------------------------------------
