@@ -3,6 +3,7 @@ come; and grids without end. With real Ray, started here."""
 
 import errno
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -276,6 +277,18 @@ def test_39_yes_goes_on_to_be_said_by_the_command_that_resumes() -> None:
     from bnscale.study.run import Way
 
     assert Way(yes=True).words == ["--yes"]
+
+
+@pytest.mark.parametrize("way", [{"max_hours": math.inf}, {"max_hours": math.nan}, {"save_every": math.inf}])
+def test_a_number_without_end_is_refused(way: dict[str, float]) -> None:
+    with pytest.raises(Refusal, match=r"^--(max-hours|save-every) (inf|nan): "):
+        Way(**way)  # type: ignore[arg-type]
+
+
+def test_who_has_no_room_on_a_growing_cluster_hears_what_it_may_grow_to() -> None:
+    growing = Cluster("", False, [Node(2, 0, GIB), Node(8, 1, GIB)], [Node(2, 0, GIB)])
+    with pytest.raises(Refusal, match="the cluster may have .*1 x .8 CPUs and 1 GPUs"):
+        _check_size(Way(workers_per_trial=4), growing)
 
 
 # --- 45: a cluster that does not let us in ----------------------------------------------------------

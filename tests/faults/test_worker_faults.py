@@ -667,6 +667,15 @@ def test_37_another_gpu_type_is_recorded_shown_and_forbidden_where_that_is_asked
         on_one_type(mixed, ["Intel(R) Xeon(R) Processor"])
     with pytest.raises(Refusal, match="the cluster has no GPU"):
         on_one_type(replace(mixed, nodes=mixed.nodes[2:]), [h100])
+    head, l4, untold = Node(4, 0, GIB), Node(8, 1, 64 * GIB, "L4"), Node(8, 1, 64 * GIB)
+    growing = Cluster("", False, [head, l4, Node(8, 4, 64 * GIB, "A100")], [head])
+    assert on_one_type(growing, ["NVIDIA L4"]).most == [head, l4]
+    assert on_one_type(growing, []).gpu_type == "A100"  # before the first has come
+    with pytest.raises(Refusal, match="began on NVIDIA H100.*the cluster has L4, A100"):
+        on_one_type(growing, [h100])
+    with pytest.raises(Refusal, match="does not say the type of the GPUs that may come"):
+        on_one_type(replace(growing, most=[head, untold]), [])
+    assert on_one_type(replace(growing, most=[head, l4], nodes=mixed.nodes), [h100]).most is None
     each = test_tune.job(tmp_path, 1)
     need = needs_of([each], foresee([each]), on_one_type(mixed, [h100]), 1, 1)[each.trial.id]  # type: ignore[list-item]
     assert need == Need(1, 1, 1, need.memory, "H100")
