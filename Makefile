@@ -5,8 +5,10 @@
 PYTHON =
 ARGS =
 
-# What is installed. `make setup LOCK=cluster/requirements.lock` adds what the nodes of a cluster need, and who starts one.
-LOCK = requirements.lock
+# What is installed. `make setup LOCK=cluster/requirements.lock` adds what the nodes of a cluster need, and who starts one;
+# `ready` names the lock, which stays the one until another is asked for.
+installed := $(wildcard $(shell cat .venv/ready 2>/dev/null))
+LOCK = $(or $(installed),requirements.lock)
 
 bin = .venv/bin
 # DeepSpeed comes as source; its C++ operations are not ours to use, so nothing is compiled.
@@ -33,6 +35,7 @@ test: setup
 
 # Hosts are namespaces of this machine, joined by a network that nobody else is on; see tests/cluster/hosts.py.
 test-cluster: setup
+	@$(bin)/python tests/cluster/hosts.py
 	$(bin)/python -m pytest tests/cluster --durations=0 $(ARGS)
 
 check: setup
@@ -61,13 +64,13 @@ clean:
 setup: .venv/ready
 
 # A .venv without `ready` is one whose set-up was interrupted: it is made again from the start.
-.venv/ready: $(LOCK) pyproject.toml
+.venv/ready: $(LOCK) pyproject.toml $(if $(filter-out $(LOCK),$(or $(installed),requirements.lock)),other_lock)
 	@test -e $@ || $(new_venv)
 	@rm -f $@
 	@echo 'setup: installing $(LOCK) (about 5 GB, some minutes the first time)'
 	@$(bin)/uv pip sync --quiet --compile-bytecode --python $(bin)/python --require-hashes --build-constraints $(LOCK) $(LOCK)
 	@$(bin)/uv pip install --quiet --python $(bin)/python --no-deps --no-build-isolation --editable .
-	@touch $@
+	@echo '$(LOCK)' >$@
 
 # uv itself comes by plain pip, at the version and the hashes that the lock gives.
 define new_venv
@@ -87,4 +90,4 @@ define new_venv
 }
 endef
 
-.PHONY: help study test test-cluster check bench lock clean setup
+.PHONY: help study test test-cluster check bench lock clean setup other_lock

@@ -92,8 +92,7 @@ def _verify(
     if not verdict.harms:
         return
     if repair:
-        for line in verify.repair(kept, verdict):
-            print(f"mended: {line}")
+        verify.repair(kept, verdict, lambda line: print(f"repair: {line}", flush=True))
     else:
         print(f"to mend what can be: bnscale verify --repair --store {shlex.quote(kept.url)}")
     for command in verify.again(verdict, kept):

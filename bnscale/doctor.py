@@ -79,7 +79,7 @@ def doctor_cluster(store: str, data_sets: Path | None, address: str | None, cons
             found += _seen(tune.sight(here))
         began, replies = time.time(), tune.on_every_node(_now)
         found += clocks(began, {each.name: each.found for each in replies if each.found is not None}, time.time())
-        found.append((_gang(*tune.rehearse()), ""))
+        found += [(each, "") for each in _gangs(tune.rehearse())]
     return tell(found, console)
 
 
@@ -267,19 +267,32 @@ def _room(check: str, free: int, wanted: int, what: str) -> Finding:
 
 
 def _there(path: Path) -> Path:
-    """The nearest folder at or above it that exists."""
-    return next(each for each in [path, *path.parents] if each.is_dir())
+    """The nearest folder at or above it that exists, as far as this user may see."""
+    return next(each for each in [path, *path.parents] if _is_folder(each))
+
+
+def _is_folder(path: Path) -> bool:
+    """Not of one below a folder that this user may not enter."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def _data(folder: Path | None) -> list[Finding]:
     """Whether data sets can be read there; digits need no folder."""
     if folder is None:
         return []
-    if not folder.is_dir():
+    try:
+        if not stat.S_ISDIR(folder.stat().st_mode):
+            raise NotADirectoryError
+        held = sorted(each.name for each in folder.iterdir() if _is_folder(each))
+    except (FileNotFoundError, NotADirectoryError):
         return [Finding("data", State.FAILS, f"{folder}: there is no such folder; mount or fill it, or name another")]
-    if not os.access(folder, os.R_OK | os.X_OK):
-        return [Finding("data", State.FAILS, f"{folder}: permission denied; `chmod -R u+rX {folder}`")]
-    held = sorted(each.name for each in folder.iterdir() if each.is_dir())
+    except OSError as error:
+        return [
+            Finding("data", State.FAILS, f"{folder}: {reason(error)}; `chmod -R u+rX` what this user may not enter")
+        ]
     return [Finding("data", State.OK, f"{folder}: {', '.join(held) or 'empty; what is asked for is downloaded'}")]
 
 
@@ -360,13 +373,20 @@ def _gang(who: str, error: str | None) -> Finding:
     return Finding("gang", State.FAILS, f"{who}: {error}; until it is mended, only with --workers-per-trial 1")
 
 
+def _gangs(met: list[tuple[str, str | None]]) -> list[Finding]:
+    if met:
+        return [_gang(*each) for each in met]
+    said = "no node that trials may run on is there yet, so none met; ask again while a study runs"
+    return [Finding("gang", State.WARNING, said)]
+
+
 # --- a store -------------------------------------------------------------------------------------
 
 
 def of_store(store: Storage) -> list[Finding]:
     """What a study asks of its store, each proved by doing it. A folder that is not there is not made: what is above
     it is asked, in a folder of its own."""
-    if not isinstance(store, Folder) or store.root.is_dir():
+    if not isinstance(store, Folder) or _is_folder(store.root):
         return proved(store)
     above = _there(store.root)
     try:
@@ -410,7 +430,11 @@ def proved(store: Storage, name: str | None = None) -> list[Finding]:
 def _strangers(address: str) -> Finding:
     from bnscale.schedule.tune.entry import open_to_strangers
 
-    if open_to_strangers(address):
+    entered = open_to_strangers(address)
+    if entered is None:
+        said = f"{address} left it open for a minute whether it lets in who has no token; is it busy? ask again"
+        return Finding("cluster", State.WARNING, said)
+    if entered:
         return Finding(
             "cluster",
             State.WARNING,

@@ -430,6 +430,9 @@ def _fill(
     )
     odd: list[str] = []
     names = list({"curve": None} | tables | {table: None for manifest in manifests for table in manifest.columns})
+    there = connection.execute("select view_name from duckdb_views() where not internal").fetchall()
+    for table in {view for (view,) in there} - {"cells", *names}:  # no trial has it any more
+        connection.execute(f'drop view "{table}"')
     for table in names:
         stated = columns_of(tables[table]) if table in tables else _CURVE if table == "curve" else {}
         odd += _read_view(connection, table, stated, manifests, files.get(table, []))

@@ -181,6 +181,7 @@ class Footer(BaseModel):
     first_step: int  # no row is of an earlier step
     last_step: int  # of its last row
     attempt: int
+    fence: int = 0  # of its lease
     rewinds: int  # that this attempt had made when it wrote the file
     start: int | None  # the step of the last of them: of files written before it, those count whose rows are earlier
     whole: bool  # all rows of the table up to then: no earlier file counts beside it
@@ -253,6 +254,12 @@ def rebuilt(files: dict[str, dict[str, tuple[Part, Footer]]]) -> Manifest | None
     every = [(part, about) for named in files.values() for part, about in named.values()]
     if not every:
         return None
+    # A trial whose manifest was deleted began another life: what came later is told by leases, not by clocks.
+    life = _began(max((about for _, about in every), key=lambda about: (about.fence, _began(about))))
+    every = [(part, about) for part, about in every if _began(about) == life]
+    files = {
+        table: {name: each for name, each in named.items() if _began(each[1]) == life} for table, named in files.items()
+    }
 
     def commit(about: Footer) -> tuple[int, int, int, bool]:
         return about.attempt, about.rewinds, about.step, about.outcome is not None
@@ -290,6 +297,11 @@ def rebuilt(files: dict[str, dict[str, tuple[Part, Footer]]]) -> Manifest | None
             | ({"outcome": about.outcome, "facts": about.facts} if result else {})
         )
     return empty
+
+
+def _began(about: Footer) -> datetime:
+    """When the first attempt began: all later ones inherit it, so no two lives have the same."""
+    return about.facts.get("started") or datetime.min.replace(tzinfo=UTC)
 
 
 def _counting(
@@ -388,7 +400,8 @@ class Store:
         """Open the trial's next attempt.
 
         A trial with a result is opened only for readings that it lacks, and an interrupted one goes on only if
-        it reads the same; otherwise training begins anew (`Writer.anew`), and whole tables of other probes stay.
+        it reads the same; otherwise training begins anew, without the checkpoints that there are, and whole tables of
+        other probes stay. Anew begins also a trial whose manifest was deleted.
         Raises `Refusal` for a trial that has a result and all these readings, `TakenOver` where an attempt has begun
         under a later lease than that with this `fence`; 0 is for those who train under none.
         """
@@ -401,9 +414,9 @@ class Store:
             raise Refusal(
                 f"trial {trial.id}: has {before.outcome} and is trained once; to train it again delete {path}"
             )
-        if before and before.fence > fence > 0:
-            raise TakenOver(f"trial {trial.id}: a later lease ({before.fence}) has taken over from this one ({fence})")
-        anew = before is not None and (before.has_result or before.probes != probes)
+        if before:
+            _check_fence(before, fence)
+        anew = before is None or before.has_result or before.probes != probes
         kept = {} if not before else before.kept | before.probes if before.has_result else before.kept
         kept = {table: cadence for table, cadence in kept.items() if table not in probes}
         parts = before.parts if before else {}
@@ -427,14 +440,27 @@ class Store:
             columns=before.columns if before else {},
             parts={table: parts[table] for table in kept if table in parts} if anew else parts,
         )
-        return Writer(self, manifest, seen and seen[1], anew=anew)
+        if anew:  # before the manifest is there: who dies in between has not begun
+            self.checkpoints(trial.id).remove("")
+        return Writer(self, manifest, seen and seen[1])
 
     def stop_early(self, trial_id: str) -> None:
-        """Note that successive halving gave up on a trial that nobody trains any more."""
-        while (seen := self._seen(trial_id)) and seen[0].outcome is None:
-            facts: Facts = {**seen[0].facts, "stopped_early": True}
-            if self.storage.swap(_manifest(trial_id), _text(seen[0].model_copy(update={"facts": facts})), seen[1]):
+        """Note that successive halving gave up on a trial; for the holder of its lease, who trains it no more."""
+        while (seen := self._seen(trial_id)) and seen[0].outcome is None and not seen[0].facts.get("stopped_early"):
+            if self._note(seen, {"stopped_early": True}):
                 return
+
+    def note_error(self, trial_id: str, error: str, kind: str, fence: int = 0) -> bool:
+        """Put an error beside a result, which stays; False where there is none. Raises `TakenOver` as `writer` does."""
+        while (seen := self._seen(trial_id)) and seen[0].has_result:
+            _check_fence(seen[0], fence)
+            if self._note(seen, {"error": error, "failure": kind}):
+                return True
+        return False
+
+    def _note(self, seen: tuple[Manifest, Version], facts: Facts) -> bool:
+        manifest = seen[0].model_copy(update={"facts": {**seen[0].facts, **facts}})
+        return self.storage.swap(_manifest(manifest.trial), _text(manifest), seen[1]) is not None
 
     def replace(self, manifest: Manifest) -> None:
         """Put a manifest in the place of whatever is there: for one that mends a trial that nobody trains."""
@@ -513,6 +539,13 @@ class Store:
         return _load(content, trial_id, self.where(trial_id)), version
 
 
+def _check_fence(manifest: Manifest, fence: int) -> None:
+    if manifest.fence > fence > 0:
+        raise TakenOver(
+            f"trial {manifest.trial}: a later lease ({manifest.fence}) has taken over from this one ({fence})"
+        )
+
+
 def _manifest(trial_id: str) -> str:
     return f"manifests/{trial_id}.json"
 
@@ -536,8 +569,7 @@ class Writer:
     another attempt has begun: this one commits no more.
     """
 
-    def __init__(self, store: Store, manifest: Manifest, version: Version | None, *, anew: bool) -> None:
-        self.anew = anew  # checkpoints of an earlier training are of no use to this one
+    def __init__(self, store: Store, manifest: Manifest, version: Version | None) -> None:
         self._store = store
         self._storage = store.storage
         self._rows: dict[str, list[Any]] = {}
@@ -723,6 +755,7 @@ class Writer:
             first_step=first,
             last_step=last,
             attempt=mine.attempts,
+            fence=mine.fence,
             rewinds=self._rewinds,
             start=self._start,
             whole=of == "whole",

@@ -5,7 +5,6 @@ needed to go on is weights, running statistics, momentum and one integer. Nothin
 what is trained.
 """
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -178,13 +177,16 @@ def readings(probes: dict[Probe, Cadence]) -> dict[str, str]:
 
 
 def fail(job: Job, error: str, kind: str) -> None:
-    """Record that a trial ended in an error, which says nothing about the science. A result stays one."""
+    """Record that a trial ended in an error, which says nothing about the science. A result stays one, with all its
+    rows, also where it lacks readings that this training was to take."""
     store = Store(job.store)
     before = store.manifest(job.trial.id)
     if before and before.covers(readings(job.probes)):
         return
+    if store.note_error(job.trial.id, error, kind, job.fence):
+        return
     writer = store.writer(job.trial, readings(job.probes), {"commit": job.commit}, job.fence)
-    writer.finish(Outcome.FAILED, before.step if before else 0, {"error": error, "failure": kind})
+    writer.finish(Outcome.FAILED, writer.reached, {"error": error, "failure": kind})
 
 
 def log(job: Job, text: str) -> str:
@@ -241,11 +243,7 @@ def run(job: Job, gang: Gang, threads: int, stop: Callable[[], bool]) -> Iterato
             "trainable_parameters": sum(p.numel() for p in trained(network).values()),
             "recomputed": job.recompute or None,
         }
-        writer = store.writer(trial, readings(job.probes), facts, job.fence)
-        if writer.anew:
-            with contextlib.suppress(OSError):  # `Writer.reached` keeps training from going on from one
-                checkpoints.remove("")
-        notebook = writer
+        notebook = store.writer(trial, readings(job.probes), facts, job.fence)
     try:
         yield from train(trial, engine, data, notebook, job.probes, job.save_every, stop)
     finally:

@@ -1,27 +1,29 @@
 """Every file of a store against its manifest and its own checksums; what can be mended, and what to run again.
 
-Nothing is ever deleted: what is damaged is set aside below `damaged/`, under the name that it had. A manifest that is
+Nothing is ever deleted: what is damaged is set aside below `damaged/`, under the name that it had; where something
+else is already there, with a part of its checksum added. A manifest that is
 damaged or lost is written anew from what its trial's data files say of themselves (`store.rebuilt`). What cannot be
 known is not invented: a trial whose files do not call themselves a whole result has none, and goes on from its last
 checkpoint that they reach, or from its beginning.
 """
 
 import hashlib
-import json
 import re
 import shlex
+import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from bnscale import lease
-from bnscale.lease import Driver, Held
-from bnscale.storage import reason
+from bnscale.engine import checkpoint
+from bnscale.lease import BEATS, LIMIT, Driver, Held, Lease
+from bnscale.storage import StoreFailure, reason
 from bnscale.store import DamagedManifest, Footer, Manifest, Part, Store, footer, is_named_for, rebuilt, rows_of
 from bnscale.trial import Refusal
 
 _DATA = re.compile(r"(?P<table>[a-z][a-z0-9_]*)/trial=(?P<trial>[^/]+)/(?P<file>[^/]+\.parquet)")
-_CHECKPOINT = re.compile(r"checkpoints/trial=(?P<trial>[^/]+)/(?P<name>step-\d+)\.(json|safetensors)")
+_CHECKPOINT = re.compile(r"checkpoints/trial=(?P<trial>[^/]+)/step-(?P<step>\d+)\.(json|safetensors)")
 LOOKS = 3  # at a trial that changes while it is looked at
 
 
@@ -56,7 +58,7 @@ class _Kept:
     """The keys of one trial."""
 
     data: dict[str, str] = field(default_factory=dict)  # key to table
-    checkpoints: set[str] = field(default_factory=set)  # keys without their endings
+    checkpoints: set[int] = field(default_factory=set)  # their steps
 
 
 def verify(store: Store) -> Verdict:
@@ -73,21 +75,23 @@ def verify(store: Store) -> Verdict:
     return verdict
 
 
-def repair(store: Store, verdict: Verdict) -> list[str]:
-    """Mend what can be, and say what became of each trial. Trials that somebody trains are left alone."""
+def repair(
+    store: Store, verdict: Verdict, say: Callable[[str], None] = lambda line: None, *, limit: float = LIMIT
+) -> list[str]:
+    """Mend what can be; what became of each trial, which is also said at once. Trials that somebody trains are left
+    alone. Who trains one and gives no sign of life is listened to for `limit` seconds, and then is dead.
+
+    What stops one trial from being mended stops no other. Raises `StoreFailure` where nothing can be.
+    """
     said = []
-    with Driver(store.storage, "verify") as driver:
+    with Driver(store.storage, "verify", limit=limit) as driver:
         for trial in sorted({harm.trial for harm in verdict.harms}):
-            held = lease.claim(store.storage, trial, driver.id, driver.dead())
-            if isinstance(held, Held):
-                said.append(f"{trial}: left as it is, for it is trained by {held.who}")
-                continue
             try:
-                said.append(f"{trial}: {_mend(store, trial, held.fence)}")
-            except Refusal as error:
-                said.append(f"{trial}: left as it is; {error}")
-            finally:
-                lease.release(store.storage, held)
+                line = f"{trial}: {_mend_alone(store, trial, driver, say, limit)}"
+            except (Refusal, StoreFailure) as error:
+                line = f"{trial}: left as it is; {error}"
+            said.append(line)
+            say(line)
     return said
 
 
@@ -110,11 +114,15 @@ def again(verdict: Verdict, store: Store) -> list[str]:
 def _keys(store: Store) -> dict[str, _Kept]:
     """What there is of each trial, by id."""
     kept: dict[str, _Kept] = {trial: _Kept() for trial in store.ids()}
+    saved = []
     for key in store.storage.list(""):
         if data := _DATA.fullmatch(key):
             kept.setdefault(data["trial"], _Kept()).data[key] = data["table"]
-        elif (checkpoint := _CHECKPOINT.fullmatch(key)) and checkpoint["trial"] in kept:
-            kept[checkpoint["trial"]].checkpoints.add(key.rpartition(".")[0])
+        elif found := _CHECKPOINT.fullmatch(key):
+            saved.append((found["trial"], int(found["step"])))
+    for trial, step in saved:  # after the data files, by which a trial without a manifest is known
+        if trial in kept:
+            kept[trial].checkpoints.add(step)
     return kept
 
 
@@ -174,23 +182,53 @@ def _wrong(store: Store, key: str, part: Part) -> str | None:
 
 
 def _look_at_checkpoints(store: Store, trial: str, kept: _Kept, found: Verdict) -> None:
-    for name in sorted(kept.checkpoints):
-        try:
-            about = json.loads(store.storage.read(f"{name}.json"))
-            content = store.storage.read(f"{name}.safetensors")
-        except FileNotFoundError:
+    place = store.checkpoints(trial)
+    for step in sorted(kept.checkpoints):
+        if place.size(f"step-{step}.json") is None:
             continue  # its writer was killed, or has put a later one in its place
-        except (OSError, ValueError):
-            about, content = {}, b""
+        try:
+            wrong = checkpoint.flaw(place, step)
+        except StoreFailure as failure:
+            wrong = reason(failure)
+        if wrong and place.size(f"step-{step}.json") is None:
+            continue  # a later one took its place meanwhile
         found.checkpoints += 1
-        if not isinstance(about, dict) or hashlib.sha256(content).hexdigest() != about.get("sha256"):
+        if wrong:
             lost = "the weights of that step; the checkpoint before it serves, or the trial begins anew"
-            found.harms.append(
-                Harm(trial, f"{name}.safetensors", "its checksum is not the one of its checkpoint", lost)
-            )
+            found.harms.append(Harm(trial, f"checkpoints/trial={trial}/step-{step}.safetensors", wrong, lost))
 
 
 # --- mending --------------------------------------------------------------------------------------
+
+
+def _mend_alone(store: Store, trial: str, driver: Driver, say: Callable[[str], None], limit: float) -> str:
+    """Mend one trial under its lease."""
+    held = _claim(store, trial, driver, say, limit)
+    if isinstance(held, Held):
+        return f"left as it is, for it is trained by {held.who}"
+    try:
+        return _mend(store, trial, held.fence)
+    finally:
+        lease.release(store.storage, held)
+
+
+def _claim(store: Store, trial: str, driver: Driver, say: Callable[[str], None], limit: float) -> Lease | Held:
+    """The lease of a trial, unless its holder lives: it has given a sign of life since we looked, or its silence has
+    not lasted long enough in twice the time that it takes."""
+    held = lease.claim(store.storage, trial, driver.id, driver.dead())
+    if isinstance(held, Lease):
+        return held
+    until = time.monotonic() + 2 * limit
+    first = lease.drivers(store.storage).get(held.driver)
+    say(f"{trial}: is trained by {held.who}; listening for at most {limit:g} s whether that is alive")
+    while isinstance(held, Held) and time.monotonic() < until:
+        time.sleep(limit / BEATS / 2)
+        now = lease.drivers(store.storage).get(held.driver)
+        if now is not None and first is not None and now.beat != first.beat:
+            return held
+        first = now
+        held = lease.claim(store.storage, trial, driver.id, driver.dead())
+    return held
 
 
 def _mend(store: Store, trial: str, fence: int) -> str:
@@ -285,11 +323,14 @@ def _without(store: Store, manifest: Manifest, damaged: set[str], fence: int) ->
 
 
 def _set_aside(store: Store, key: str) -> None:
+    """Move it below `damaged/`, over nothing that is there."""
     try:
         content = store.storage.read(key)
     except FileNotFoundError:
         return
-    store.storage.write(f"damaged/{key}", content)
+    aside = f"damaged/{key}"
+    if store.storage.create(aside, content) is None and store.storage.read(aside) != content:
+        store.storage.write(f"{aside}.{hashlib.sha256(content).hexdigest()}", content)
     store.storage.delete(key)
 
 

@@ -43,6 +43,8 @@ setup() {
     # Sourced by every shell that Ray opens, before anything in ~/.bashrc can return from it.
     cat >~/.bnscale.sh <<-END
 	export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
+	# \`ray job stop\` kills after 3 s by default; what runs has so many to save its checkpoints.
+	export RAY_JOB_STOP_WAIT_TIME_S=300
 	export PATH="$venv/bin:\$PATH" PYTHONPATH="$repository"
 	END
     touch ~/.bashrc

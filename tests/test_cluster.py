@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -24,12 +25,14 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from bnscale.schedule.needs import GIB, Node
 from bnscale.schedule.tune import cluster as tune_cluster
+from bnscale.study.plan import commit
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "cluster"
 NODE = FOLDER / "node.sh"
 BY_RAY_UP = ["ray_cluster.yaml", "gcp.yaml", "local.yaml"]
 CLOUDS = ["ray_cluster.yaml", "gcp.yaml"]
+L4 = "accelerator_type:L4"  # of which a trial asks for a little, with --same-gpu
 TOKEN = {"name": "RAY_AUTH_TOKEN", "valueFrom": {"secretKeyRef": {"name": "bnscale-token", "key": "auth_token"}}}
 
 
@@ -100,6 +103,36 @@ def test_what_a_node_is_sent_exists_and_is_all_that_its_installation_reads(name:
     assert [local for local in sent if not (ROOT / local).exists()] == []
 
 
+@pytest.mark.skipif(shutil.which("rsync") is None, reason="there is no rsync")
+@pytest.mark.parametrize("name", BY_RAY_UP)
+def test_a_node_is_sent_the_commit_s_id_and_neither_history_nor_remote(name: str, tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    git = ["git", "-C", str(here), "-c", "user.name=a", "-c", "user.email=a@b"]
+    (here / "studies").mkdir(parents=True)
+    there.mkdir()
+    subprocess.run(["git", "init", "-q", here], check=True)
+    for each, text in {"studies/sent": "1", "tests": "not sent", "gone": "a secret of old"}.items():
+        (here / each).write_text(text)
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-qm", "a"], check=True)
+    subprocess.run([*git, "rm", "-q", "gone"], check=True)
+    subprocess.run([*git, "commit", "-qm", "b"], check=True)
+    subprocess.run([*git, "remote", "add", "origin", "https://user:a-password@192.0.2.1/x"], check=True)
+    excluded = [f"--exclude={each}" for each in read(name)["rsync_exclude"]]
+    for each in (".git", "studies"):  # as Ray does
+        subprocess.run(["rsync", "-az", *excluded, f"{here / each}/", f"{there / each}/"], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    assert commit(here) == commit(there) == head
+    kept = [each for each in (there / ".git").rglob("*") if each.is_file()]
+    assert not any(b"a-password" in each.read_bytes() for each in kept)
+    assert list((there / ".git" / "objects").iterdir()) == []
+    assert {each.relative_to(there / ".git").parts[0] for each in kept} <= {
+        "COMMIT_EDITMSG", "HEAD", "ORIG_HEAD", "description", "index", "packed-refs", "refs",
+    }  # fmt: skip
+    (there / "studies" / "sent").write_text("2")
+    assert commit(there) == f"{head}+"
+
+
 @pytest.mark.parametrize("name", CLOUDS)
 def test_workers_come_and_go_and_cost_has_a_ceiling(name: str) -> None:
     file = read(name)
@@ -148,6 +181,22 @@ def test_spot_machines_and_those_on_demand_differ_in_their_market_alone() -> Non
     assert spot | {"scheduling": 0} == demand | {"scheduling": 0}
 
 
+def test_the_head_s_role_ends_and_tags_no_machine_of_others() -> None:
+    text = (FOLDER / "README.md").read_text()
+    given = [json.loads(each) for each in re.findall(r"""^(?:start|tag|end|pass)='(.*)'$""", text, re.MULTILINE)]
+    assert {each["Action"] for each in given if isinstance(each["Action"], str)} == {"ec2:CreateTags", "iam:PassRole"}
+    conditions = {
+        action: [each.get("Condition", {}).get("StringEquals") for each in given if action in each["Action"]]
+        for action in ("ec2:TerminateInstances", "ec2:CreateTags")
+    }
+    ours = {"aws:ResourceTag/ray-cluster-name": read("ray_cluster.yaml")["cluster_name"]}  # Ray starts them with it
+    assert conditions == {
+        "ec2:TerminateInstances": [ours],
+        "ec2:CreateTags": [{"ec2:CreateAction": "RunInstances"}, ours],
+    }
+    assert "$start,$tag,$end,$pass" in text
+
+
 # --- Google Cloud --------------------------------------------------------------------------------
 
 
@@ -185,7 +234,7 @@ def test_what_is_asked_of_google_is_what_google_knows() -> None:
 def test_google_s_workers_say_the_memory_that_trials_ask_for() -> None:
     # Ray looks no machine type of Google's up, and an autoscaler starts nothing that lacks what is asked for.
     for kind in workers("gcp.yaml").values():
-        assert kind["resources"] == {"CPU": 4, "GPU": 1, "memory": kind["resources"]["memory"]}
+        assert kind["resources"] == {"CPU": 4, "GPU": 1, L4: 1, "memory": kind["resources"]["memory"]}
         assert 8 * GIB < kind["resources"]["memory"] < 16 * GIB
 
 
@@ -231,6 +280,7 @@ def test_every_container_asks_for_the_token_of_the_secret_and_reports_to_nobody(
         assert TOKEN in environment
         assert {"name": "RAY_AUTH_MODE", "value": "token"} in environment
         assert {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"} in environment
+        assert {"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": "300"} in environment
     assert spec["headGroupSpec"]["rayStartParams"]["dashboard-host"] == "127.0.0.1"
 
 
@@ -299,7 +349,7 @@ def test_a_study_knows_what_kubernetes_may_bring_the_cluster_to(
     (tmp_path / "namespace").write_text("default\n")
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "192.0.2.1")
     monkeypatch.setenv("RAY_CLUSTER_NAME", "bnscale")
-    assert tune_cluster._most("192.0.2.1:6379") == [Node(0, 0, 8 * GIB), *[Node(4, 1, 16 * GIB)] * 4]
+    assert tune_cluster._most("192.0.2.1:6379") == [Node(0, 0, 8 * GIB), *[Node(4, 1, 16 * GIB, "L4")] * 4]
 
 
 def test_ray_s_autoscaler_reads_the_kubernetes_file() -> None:
@@ -307,7 +357,7 @@ def test_ray_s_autoscaler_reads_the_kubernetes_file() -> None:
     assert derived["idle_timeout_minutes"] == 10
     gpu = derived["available_node_types"]["gpu"]
     assert (gpu["min_workers"], gpu["max_workers"]) == (0, 4)
-    assert gpu["resources"] == {"CPU": 4, "GPU": 1, "memory": 16 * GIB}
+    assert gpu["resources"] == {"CPU": 4, "GPU": 1, L4: 1, "memory": 16 * GIB}
 
 
 def test_a_study_knows_what_the_autoscaler_of_its_head_was_told(tmp_path: Path) -> None:
@@ -318,13 +368,24 @@ def test_a_study_knows_what_the_autoscaler_of_its_head_was_told(tmp_path: Path) 
     words = ["--gcs-address=192.0.2.1:6379", f"--autoscaling-config={file}"]
     monitor = subprocess.Popen([sys.executable, "-c", "input()", *words], stdin=subprocess.PIPE)
     try:
-        four = [Node(4, 1, 11_000_000_000)] * 4  # not eight: both kinds together may be four
+        four = [Node(4, 1, 11_000_000_000, "L4")] * 4  # not eight: both kinds together may be four
         assert tune_cluster._most("192.0.2.1:6379") == [Node(0, 0, 0), *four]
         assert tune_cluster._most("192.0.2.2:6379") is None  # another cluster's
         file.write_text(yaml.safe_dump(prepared(read("local.yaml"))))
         assert tune_cluster._most("192.0.2.1:6379") is None  # nothing comes that is not there
     finally:
         monitor.communicate(b"\n")
+
+
+@pytest.mark.parametrize("name", ["gcp.yaml", "kubernetes.yaml"])
+def test_the_autoscaler_starts_a_machine_for_a_trial_that_asks_for_one_type_of_gpu(name: str) -> None:
+    asked = {"CPU": 2, "GPU": 1, "memory": 8 * GIB, L4: 0.001}
+    if name == "kubernetes.yaml":
+        kinds = kuberay._derive_autoscaling_config_from_ray_cr(read(name))["available_node_types"]
+    else:
+        kinds = prepared(read(name))["available_node_types"]
+    able = [kind for kind, node in kinds.items() if all(node["resources"].get(key, 0) >= asked[key] for key in asked)]
+    assert sorted(able) == sorted(kind for kind in kinds if "gpu" in kind)
 
 
 # --- the script ----------------------------------------------------------------------------------
@@ -365,6 +426,7 @@ def test_every_shell_that_ray_opens_finds_the_environment_and_asks_for_the_token
     ).stdout  # fmt: skip
     assert "RAY_AUTH_MODE=token" in told
     assert "RAY_USAGE_STATS_ENABLED=0" in told
+    assert "RAY_JOB_STOP_WAIT_TIME_S=300" in told  # `ray job stop` reads it where the job's supervisor runs
 
 
 def test_the_head_shows_its_dashboard_to_nobody_and_the_token_only_to_its_user(home: Path) -> None:
@@ -403,3 +465,60 @@ def test_an_environment_without_ray_is_refused_before_it_is_used(tmp_path: Path)
     told = node(tmp_path, "setup", BNSCALE_VENV=str(tmp_path / "nowhere"))
     assert told.returncode == 2
     assert "no ray in" in told.stderr
+
+
+# --- what installs and tests ---------------------------------------------------------------------
+
+
+def steps(folder: Path, *words: str) -> str:
+    """What make would do there, with .venv and the locks of a set-up that was whole."""
+    (folder / "Makefile").write_text((ROOT / "Makefile").read_text())
+    (folder / "cluster").mkdir(exist_ok=True)
+    for each in ("requirements.lock", "cluster/requirements.lock", "pyproject.toml"):
+        (folder / each).touch()
+        os.utime(folder / each, (1, 1))
+    environment = {"PATH": os.environ["PATH"]}
+    return subprocess.run(
+        ["make", "--dry-run", *words], cwd=folder, env=environment, capture_output=True, text=True, check=True
+    ).stdout
+
+
+@pytest.mark.parametrize(
+    ("ready", "words", "installs"),
+    [
+        (None, ["setup"], "requirements.lock"),
+        (None, ["setup", "LOCK=cluster/requirements.lock"], "cluster/requirements.lock"),
+        ("", ["setup", "LOCK=cluster/requirements.lock"], "cluster/requirements.lock"),  # made when it named none
+        ("requirements.lock", ["setup", "LOCK=cluster/requirements.lock"], "cluster/requirements.lock"),
+        ("requirements.lock", ["setup"], None),
+        ("cluster/requirements.lock", ["setup", "LOCK=cluster/requirements.lock"], None),
+        ("cluster/requirements.lock", ["study"], None),  # has all that the other has
+        ("cluster/requirements.lock", ["setup", "LOCK=requirements.lock"], "requirements.lock"),
+        ("gone.lock", ["setup"], None),
+    ],
+)
+def test_what_is_installed_is_the_lock_that_was_asked_for(
+    ready: str | None, words: list[str], installs: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / ".venv").mkdir()
+    if ready is not None:
+        (tmp_path / ".venv" / "ready").write_text(ready and f"{ready}\n")
+    told = steps(tmp_path, *words)
+    assert re.findall(r"--build-constraints (\S+) ", told) == ([installs] if installs else [])
+    if installs:
+        assert f"echo '{installs}' >.venv/ready" in told
+
+
+def test_the_real_cluster_is_never_left_out_in_silence() -> None:
+    source = (ROOT / "tests" / "cluster" / "hosts.py").read_text()
+    needed = re.search(r"^TOOLS = (\[.*\])$", source, re.MULTILINE)
+    assert needed
+    asked = re.search(r"for each in (.*?); do", (ROOT / ".ci" / "run").read_text(), re.DOTALL)
+    assert asked
+    installed = {each.partition(":")[0] for each in asked[1].replace("\\\n", " ").split()}
+    assert set(json.loads(needed[1])) <= installed
+    words = [sys.executable, str(ROOT / "tests" / "cluster" / "hosts.py")]
+    assert " ".join(["python", *words[1:]]).replace(f"{ROOT}/", "") in (ROOT / "Makefile").read_text()
+    lacks = "import os, runpy, sys; os.geteuid = lambda: 1000; runpy.run_path(sys.argv[1], run_name='__main__')"
+    ended = subprocess.run([sys.executable, "-c", lacks, words[1]], capture_output=True, text=True)
+    assert (ended.returncode, "make test-cluster needs root" in ended.stderr) == (1, True)

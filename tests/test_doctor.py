@@ -2,7 +2,10 @@
 
 import io
 import os
+import re
+import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,8 +13,14 @@ from rich.console import Console
 
 from bnscale import cli, doctor, start
 from bnscale.doctor import Finding, State
+from bnscale.schedule.token import has_token
 from bnscale.schedule.tune import Reply
+from bnscale.schedule.tune import nodes as tune_nodes
+from bnscale.schedule.tune.entry import open_to_strangers
+from bnscale.schedule.tune.nodes import Meeting
+from bnscale.schedule.tune.yaml import check_yaml
 from bnscale.storage import Folder
+from bnscale.trial import Refusal
 
 
 def told(*findings: tuple[Finding, str]) -> tuple[int, str]:
@@ -164,6 +173,58 @@ def test_data_that_is_not_there_or_may_not_be_read_is_found(tmp_path: Path) -> N
     assert doctor._data(None) == []
 
 
+@pytest.fixture
+def closed(tmp_path: Path) -> Iterator[Path]:
+    """A folder that this user may not enter; root is somebody else for that time."""
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    yield folder
+    os.seteuid(user)
+    folder.chmod(0o700)
+
+
+def test_what_lies_below_a_folder_that_may_not_be_entered_is_a_finding(
+    closed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert doctor._data(closed / "data")[0].said.startswith(f"{closed}/data: permission denied; ")
+    [found] = doctor.of_store(Folder(closed / "a" / "results"))
+    assert (found.state, "cannot be made (permission denied)" in found.said) == (State.FAILS, True)
+    assert doctor.space(Folder(closed / "a" / "results"))[0].check == "disk"
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(closed / "token"))
+    assert not has_token()
+    assert doctor.token()[0].state is State.FAILS
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"cluster_name: \xe9\n", "is no YAML: 'utf-8' codec can't decode byte 0xe9"),
+        (
+            b"cluster_name: a\nprovider: {type: aws, 5: b}\n",
+            "the key provider.5 is read as int, and Ray wants text; put",
+        ),
+        (b"available_node_types: {on: {}}\n", "the key available_node_types.True is read as bool, and Ray wants text"),
+        (b"setup_commands: [{null: a}]\n", "the key setup_commands.0.None is read as NoneType, and Ray wants text"),
+    ],
+)
+def test_a_cluster_file_that_is_no_text_or_has_such_keys_is_refused(content: bytes, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(content)
+    with pytest.raises(Refusal, match=f"^{re.escape(f'{file}: {said}')}"):
+        check_yaml(file)
+
+
+def test_a_cluster_that_does_not_say_whether_it_asks_for_a_token_is_a_warning() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        assert open_to_strangers(address, patience=0.01) is None
+
+
 # --- several -------------------------------------------------------------------------------------
 
 
@@ -212,3 +273,45 @@ def test_what_nodes_run_is_known_by_its_content(tmp_path: Path) -> None:
     [other, *_] = doctor.node(str(tmp_path), None, "0" * 64)
     assert (same.state, other.state) == (State.OK, State.WARNING)
     assert "other code than the driver's" in other.said
+
+
+def node(name: str, *, alive: bool = True, **resources: float) -> dict[str, object]:
+    return {"NodeID": name, "Alive": alive, "Resources": resources}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "met"),
+    [
+        # As the files in cluster/ have it: a head that takes no trials and has no GPU is in no gang.
+        ([node("head"), node("a", CPU=4, GPU=1), node("b", CPU=4, GPU=1)], [Meeting(["a", "b"], gpu=True)]),
+        ([node("head"), node("a", CPU=4), node("b", CPU=4)], [Meeting(["a", "b"], gpu=False)]),
+        (
+            [node("head", CPU=8), node("a", CPU=4, GPU=1), node("b", CPU=4, GPU=1), node("c", CPU=1)],
+            [Meeting(["a", "b"], gpu=True), Meeting(["head", "c"], gpu=False)],
+        ),
+        ([node("head"), node("a", CPU=4, GPU=1)], [Meeting(["a", "a"], gpu=False)]),
+        ([node("head", CPU=8, GPU=2), node("a", alive=False, CPU=8)], [Meeting(["head", "head"], gpu=True)]),
+        ([node("head"), node("a", alive=False, CPU=8)], []),
+    ],
+)
+def test_a_gang_meets_on_the_nodes_that_trials_may_run_on_those_with_gpus_by_themselves(
+    nodes: list[dict[str, object]], met: list[Meeting]
+) -> None:
+    assert tune_nodes.meetings(nodes, 2) == met
+
+
+def test_where_no_node_takes_trials_yet_it_is_said_and_nothing_would_fail() -> None:
+    [found] = doctor._gangs([])
+    assert found.state is State.WARNING
+    assert "is there yet" in found.said
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_a_worker_of_a_gang_uses_a_gpu_only_where_all_do(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray hides no GPU of a worker that asked for none."""
+    devices = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("bnscale.engine.deepspeed.join", lambda *words: devices.append(words[-1].type))
+    monkeypatch.setattr("bnscale.engine.deepspeed.rehearse", lambda gang: 0.0)
+    tune_nodes._Worker(gpu).join(0, 2, "127.0.0.1", 1)
+    assert devices == ["cuda" if gpu else "cpu"]

@@ -453,6 +453,21 @@ def test_a_manifest_that_cannot_be_read_is_said_beside_every_answer(root: Path) 
     assert str(manifest) in repr(answer)
 
 
+def test_a_table_that_no_trial_has_any_more_is_gone_from_a_session_that_is_open(tmp_path: Path) -> None:
+    train(tmp_path, digits(), [0.5])
+    writer = Store(tmp_path).writer(digits(seed=1), {}, {})
+    writer.write("gamma", [Gamma(0, "norm", 0.1)])
+    writer.finish(Outcome.FINISHED, 1, {})
+    session = query.open(tmp_path)
+    assert one(session, "select count(*) from gamma") == 1
+    (path,) = Store(tmp_path).files("gamma")
+    path.unlink()
+    (tmp_path / "manifests" / f"{digits(seed=1).id}.json").unlink()
+    with pytest.raises(Refusal, match="^table gamma: no such table"):
+        session.sql("select count(*) from gamma")
+    assert one(session, "select count(*) from trials") == 1
+
+
 # --- plans and exports ----------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from s3 import Server
 from bnscale import storage as files
 from bnscale.storage import Folder, Storage, StoreFailure, Version, abilities, check, storage
 from bnscale.storage.bucket import Bucket
+from bnscale.store import Store
 from bnscale.trial import Refusal
 
 SEAM = ("_write", "_rename", "_link", "_make", "_sync", "_delete")
@@ -358,3 +359,125 @@ def test_copies_that_nobody_reads_for_a_month_are_deleted(bucket: str, monkeypat
     monkeypatch.setattr("bnscale.storage.bucket._expired", set())  # as in another process
     assert storage(bucket).reach == place.reach
     assert [path.exists() for path in paths] == [True, False]
+
+
+class _Death(BaseException):
+    """Of the process: nobody tidies up."""
+
+
+def test_a_death_between_the_link_and_its_end_leaves_every_later_swap_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The temporary file of a `create` and the live one are one file then."""
+    left, plain = [0], {name: getattr(files, name) for name in SEAM}
+
+    def dies(name: str) -> Callable[..., None]:
+        def act(*arguments: Any) -> None:
+            left[0] -= 1
+            if left[0] == 0:
+                if name == "_write":
+                    plain[name](arguments[0], arguments[1][: len(arguments[1]) // 2])
+                raise _Death
+            plain[name](*arguments)
+
+        return act
+
+    folder = Folder(tmp_path / "dying")
+    folder.write("other", b"")  # so that the locks are there
+    with monkeypatch.context() as patch:
+        for name in SEAM:
+            patch.setattr(files, name, dies(name))
+        left[0] = 3  # write, link, and the temporary name stays
+        with pytest.raises(_Death):
+            folder.create("a", b"before")
+        assert [path.read_bytes() for path in folder.root.glob(".a.*")] == [b"before"]
+        for n in range(1, 10):
+            root = Folder(shutil.copytree(folder.root, tmp_path / str(n), copy_function=os.link))
+            (temporary,) = root.root.glob(".a.*")
+            assert temporary.samefile(root.root / "a")
+            _, version = root.get("a")
+            left[0] = n
+            try:
+                assert root.swap("a", b"after, and longer", version)
+            except _Death:
+                assert root.read("a") in (b"before", b"after, and longer")
+            else:
+                break
+        assert n > 2
+        assert folder.read("a") == b"before"
+
+
+def test_two_writers_of_a_key_never_write_the_same_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Path] = []
+    plain = files._write
+    monkeypatch.setattr(files, "_write", lambda path, content: (written.append(path), plain(path, content))[1])
+    folder = Folder(tmp_path)
+    version = folder.create("a", b"0")
+    assert version
+    assert folder.swap("a", b"1", version)
+    folder.write("a", b"2")
+    assert len({path.name for path in written}) == 3
+
+
+def test_a_lock_that_a_stopped_process_keeps_is_a_failure_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_PATIENCE", 0.1)
+    folder = Folder(tmp_path)
+    folder.write("a", b"0")
+    with folder._alone("a"):  # as another process would, that Ctrl-Z stopped
+        for act in (
+            lambda: folder.create("a", b"1"),
+            lambda: folder.write("a", b"1"),
+            lambda: folder.swap("a", b"1", folder.get("a")[1]),
+            lambda: folder.delete("a"),
+        ):
+            with pytest.raises(StoreFailure, match=r"a: cannot be written \(another process, perhaps a stopped one"):
+                act()
+    assert folder.list("") == ["a"]
+    assert not list(tmp_path.glob("*.tmp"))
+    folder.write("a", b"1")
+
+
+def test_a_folder_that_vanishes_while_it_is_listed_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder(tmp_path)
+    for key in ("a/1", "b/1", "c/1", "d/1"):
+        folder.write(key, b"")
+    plain = os.walk
+
+    def walk(top: Path, **options: Any) -> Iterator[tuple[str, list[str], list[str]]]:
+        for at, (here, below, names) in enumerate(plain(top, **options)):
+            yield here, below, names
+            if at == 0:
+                shutil.rmtree(tmp_path / below[0])  # before it is entered
+
+    monkeypatch.setattr(os, "walk", walk)
+    assert len(folder.list("")) == 3
+    assert folder.list("none") == []
+
+
+def test_what_cannot_be_looked_at_is_a_storage_failure_or_a_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Refusal, match=r"^store '~nosuchuser/x': names no folder .* choose another with --store$"):
+        storage("~nosuchuser/x")
+    folder = Folder(tmp_path)
+    for act in (folder.holds, folder.delete, folder.local, folder.size, folder.list):
+        with pytest.raises(StoreFailure, match="file name too long"):
+            act("x" * 300)
+    with pytest.raises(Refusal, match="file name too long"):
+        Store.existing(tmp_path / ("x" * 300))
+
+    def forbidden(path: Path, **options: Any) -> os.stat_result:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", forbidden)  # tests run as root, whom nothing is forbidden
+    for act in (folder.holds, folder.delete, folder.local, folder.size):
+        with pytest.raises(StoreFailure, match="permission denied"):
+            act("a")
+    with pytest.raises(Refusal, match="permission denied"):
+        Store.existing(folder)

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from bnscale import storage as files
 from bnscale.storage import StoreFailure
-from bnscale.store import Store, TakenOver, footer, standing
+from bnscale.store import Part, Store, TakenOver, footer, rebuilt, standing
 from bnscale.trial import Outcome, Refusal, Trial
 
 LAST = 6
@@ -596,7 +596,7 @@ def test_a_result_is_opened_again_only_for_readings_that_it_lacks_and_keeps_the_
     with pytest.raises(Refusal, match="is trained once"):
         store.writer(TRIAL, {"curve": "1 epoch"}, {})
     again = store.writer(TRIAL, {"gamma": "end"}, {})
-    assert again.anew
+    assert again.reached == 0
     again.rewind(0)
     assert rows_in(store, "curve") == LAST + 1
     again.write("gamma", [Gamma(LAST, 0, 0.1)])
@@ -620,12 +620,56 @@ def test_a_reading_at_another_cadence_replaces_the_one_before(tmp_path):
 def test_an_interrupted_trial_goes_on_only_if_it_reads_the_same(tmp_path):
     store = Store(tmp_path)
     first = store.writer(TRIAL, {"curve": "1 epoch"}, {})
-    assert not first.anew
+    store.checkpoints(TRIAL.id).write("step-3.json", b"")
     first.write("curve", [Curve(0, "test", 0.5)])
     first.flush(3)
     same = store.writer(TRIAL, {"curve": "1 epoch"}, {})
-    assert not same.anew
+    assert same.reached == 3
+    assert store.checkpoints(TRIAL.id).list("") == ["step-3.json"]
     assert rows_in(store, "curve") == 1
     other = store.writer(TRIAL, {"gamma": "end"}, {})
-    assert other.anew
+    assert other.reached == 0
+    assert store.checkpoints(TRIAL.id).list("") == []
     assert rows_in(store, "curve") == 0
+
+
+def test_a_trial_whose_manifest_was_deleted_begins_another_life_without_anything_of_the_first(tmp_path):
+    store = Store(tmp_path)
+    for attempt in range(3):  # the last of which reads nothing
+        first = store.writer(TRIAL, {"curve": "1 epoch"}, {}, fence=1 + attempt)
+        first.rewind(first.reached)
+        if attempt < 2:
+            first.write("curve", [Curve(attempt, "test", 0.5)])
+            first.flush(attempt + 1)
+    store.checkpoints(TRIAL.id).write("step-2.json", b"")
+    old = set(tmp_path.glob("curve/*/*"))
+    assert len(old) == 2
+    store.storage.delete(f"manifests/{TRIAL.id}.json")
+    behind = {"started": datetime.now(UTC) - timedelta(minutes=10)}  # by the clock of another machine
+    second = store.writer(TRIAL, {"curve": "1 epoch"}, behind, fence=4)
+    assert store.checkpoints(TRIAL.id).list("") == []
+    second.rewind(0)
+    second.write("curve", [Curve(0, "test", 0.25)])
+    second.flush(1)
+    manifest = store.manifest(TRIAL.id)
+    files = {path.name: path for path in tmp_path.glob("curve/*/*")}
+    assert len(files) == 3
+    parts = {}
+    for name, path in files.items():
+        about = footer(path)
+        size, sha256 = path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()
+        parts[name] = (
+            Part(file=name, first_step=about.first_step, last_step=about.last_step, rows=1, bytes=size, sha256=sha256),
+            about,
+        )
+    anew = rebuilt({"curve": parts})
+    assert (anew.parts, anew.step, anew.attempts) == (manifest.parts, 1, 1)
+
+
+def test_halving_gives_up_a_trial_once_and_its_next_attempt_is_not_disturbed(tmp_path):
+    store = Store(tmp_path)
+    store.writer(TRIAL, {"curve": "1 epoch"}, {}).flush(1)
+    store.stop_early(TRIAL.id)
+    before = store.storage.get(f"manifests/{TRIAL.id}.json")
+    store.stop_early(TRIAL.id)
+    assert store.storage.get(f"manifests/{TRIAL.id}.json") == before

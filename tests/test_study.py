@@ -416,3 +416,20 @@ def test_random_matrices_are_declared_at_the_papers_size():
         (m, "batch") for m in range(2, 6)
     }
     assert len(planned) == 9 * 10  # ten repeats
+
+
+def test_the_command_that_a_manifest_keeps_names_no_absolute_path(tmp_path, monkeypatch):
+    from bnscale.study.asked import Asked
+
+    file = Path(__file__).parents[1] / "studies" / "frankle_depth.py"
+    sys.path.insert(0, str(file.parent))
+    from frankle_depth import study
+
+    monkeypatch.chdir(tmp_path)
+    sets = ["depth=14", "width=1", "seed=0", "trainable=bn", "lr=0.1"]
+    asked = Asked.of(study, file, "paper", sets, tmp_path / "results", tmp_path / "data")
+    assert str(tmp_path / "data") in asked.words
+    assert asked.recipe == [
+        *("python", "frankle_depth.py", "run", "--preset", "paper"),
+        *(word for each in sets for word in ("--set", each)),
+    ]

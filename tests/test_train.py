@@ -59,7 +59,9 @@ from bnscale.probes import (
     weight_scaling,
 )
 from bnscale.storage import storage
-from bnscale.train import initialised, train
+from bnscale.store import Store
+from bnscale.train import Job, fail, initialised, readings, train
+from bnscale.train import run as work
 from bnscale.trial import (
     Affine,
     Augmentation,
@@ -448,3 +450,41 @@ def test_it_resumes_to_the_last_bit_reads_every_row_once_and_is_not_changed_by_l
     before = initialised(trial, Resident(trial, NOWHERE, torch.device("cpu")))
     for name, parameter in before.named_parameters():
         assert torch.equal(parameter, expected[name]) == (not parameter.requires_grad), name
+
+
+# --- a training that fails before it begins ------------------------------------------------------------
+
+
+def test_a_result_keeps_its_rows_and_its_outcome_where_the_training_of_what_it_lacks_fails_before_it_begins(tmp_path):
+    trial = digits(steps=4)
+    job = Job(trial, {curve: STEP}, str(tmp_path), str(tmp_path), None, 0, 1e9)
+    list(work(job, Gang(), 1, lambda: False))
+    store = Store(tmp_path)
+    before = store.manifest(trial.id)
+    more = replace(job, probes={curve: STEP, gamma: END})
+    fail(more, "RuntimeError: out of luck", "code")
+    failed = store.manifest(trial.id)
+    assert failed.facts["error"] == "RuntimeError: out of luck"
+    assert failed.model_copy(update={"facts": before.facts}) == before
+    assert not failed.covers(readings(more.probes))
+    list(work(more, Gang(), 1, lambda: False))
+    after = store.manifest(trial.id)
+    assert (after.outcome, after.facts.get("error")) == (Outcome.FINISHED, None)
+    assert sum(part.rows for part in after.parts["curve"]) == sum(part.rows for part in before.parts["curve"])
+
+
+def test_an_interrupted_trial_that_fails_before_it_reads_something_else_begins_anew(tmp_path):
+    trial = digits(steps=4)
+    job = Job(trial, {curve: STEP}, str(tmp_path), str(tmp_path), None, 0, 0.0)
+    looks = iter([False] * 3 + [True] * 9)
+    list(work(job, Gang(), 1, lambda: next(looks)))
+    more = replace(job, probes={curve: STEP, gamma: END})
+    fail(more, "RuntimeError: out of luck", "code")
+    store = Store(tmp_path)
+    assert store.manifest(trial.id).step == 0
+    assert store.checkpoints(trial.id).list("") == []
+    list(work(more, Gang(), 1, lambda: False))
+    manifest = store.manifest(trial.id)
+    assert manifest.outcome is Outcome.FINISHED
+    assert {part.first_step for part in manifest.parts["curve"]} == {0}
+    assert sum(part.rows for part in manifest.parts["curve"]) == 3 * 5  # train, validation and test

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from bnscale import cli
 from bnscale.lease import Driver, claim
+from bnscale.storage import StoreFailure
 from bnscale.store import Manifest, Store
 from bnscale.trial import Outcome
 from bnscale.verify import again, lines, repair, verify
@@ -252,9 +253,9 @@ def test_a_trial_that_somebody_trains_is_left_alone(tmp_path: Path) -> None:
     live(store, 4, 6)
     data(tmp_path)[0].unlink()
     before = manifest(store)
-    with Driver(store.storage, "depth") as driver:
+    with Driver(store.storage, "depth", limit=0.3) as driver:
         claim(store.storage, TRIAL.id, driver.id)
-        (said,) = repair(store, verify(store))
+        (said,) = repair(store, verify(store), limit=6.0)
     assert f"{TRIAL.id}: left as it is, for it is trained by" in said
     assert manifest(store) == before
 
@@ -321,3 +322,94 @@ def test_21_the_command_names_damage_mends_it_and_says_what_to_run_again(tmp_pat
     assert call("verify", "--repair", *place) == 0
     assert call("verify", "--store", str(tmp_path / "none")) == 2
     assert again(verify(store), store) == []
+
+
+def test_a_flipped_bit_anywhere_in_what_is_said_of_a_checkpoint_is_found(tmp_path: Path) -> None:
+    import torch
+
+    from bnscale.engine.checkpoint import write
+
+    store = Store(tmp_path)
+    live(store, 4, 6)
+    write(store.checkpoints(TRIAL.id), 3, {"w": torch.zeros(4)}, {"loss": 0.25, "accuracy": None})
+    path = tmp_path / "checkpoints" / f"trial={TRIAL.id}" / "step-3.json"
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        harmed = bytearray(whole)
+        harmed[place] ^= 1 << place % 8
+        path.write_bytes(harmed)
+        assert [harm.key.rpartition("/")[2] for harm in verify(store).harms] == ["step-3.safetensors"], place
+    path.write_bytes(whole)
+    assert verify(store).harms == []
+    path.with_suffix(".safetensors").unlink()
+    assert [harm.wrong for harm in verify(store).harms] == ["a part of it is not there"]
+
+
+def test_checkpoints_of_a_trial_whose_manifest_is_lost_are_looked_at_too(tmp_path: Path) -> None:
+    import torch
+
+    from bnscale.engine.checkpoint import write
+
+    store = Store(tmp_path)
+    live(store, 4, 6)
+    write(store.checkpoints(TRIAL.id), 3, {"w": torch.zeros(4)}, {})
+    flip(tmp_path / "checkpoints" / f"trial={TRIAL.id}" / "step-3.safetensors")
+    (tmp_path / "manifests" / f"{TRIAL.id}.json").unlink()
+    verdict = verify(store)
+    assert verdict.checkpoints == 1
+    assert sorted(harm.key.partition("/")[0] for harm in verdict.harms) == ["checkpoints", "manifests"]
+
+
+def test_what_is_set_aside_replaces_nothing_that_was(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    live(store, 4, 6)
+    for content in (b"one", b"two", b"three", b"two"):
+        (tmp_path / "manifests" / f"{TRIAL.id}.json").write_bytes(content)
+        repair(store, verify(store))
+    kept = (tmp_path / "damaged" / "manifests").iterdir()
+    assert sorted(path.read_bytes() for path in kept) == [b"one", b"three", b"two"]
+
+
+def test_a_trial_that_cannot_be_mended_stops_no_other_and_each_is_said_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    trials = [digits(steps=LAST, seed=seed) for seed in range(2)]
+    for seed, trial in enumerate(trials):
+        live(store, 4, 6, seed=seed)
+        (tmp_path / "manifests" / f"{trial.id}.json").unlink()
+    plain = Store.replace
+
+    def replace(here: Store, manifest: Manifest) -> None:
+        if manifest.trial == min(trial.id for trial in trials):
+            raise StoreFailure("out of reach")
+        plain(here, manifest)
+
+    monkeypatch.setattr(Store, "replace", replace)
+    heard: list[str] = []
+    said = repair(store, verify(store), heard.append)
+    assert heard == said
+    assert [line.partition(": ")[2].partition(";")[0] for line in said] == [
+        "left as it is",
+        "its manifest was written anew: finished, as its data files say",
+    ]
+
+
+@pytest.mark.parametrize("alive", [False, True])
+def test_a_holder_on_another_machine_is_listened_to_and_mended_over_where_it_is_silent(
+    tmp_path: Path, alive: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    live(store, 4, 6)
+    data(tmp_path)[0].unlink()
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("bnscale.lease._machine", lambda: "another")
+        holder = Driver(store.storage, "depth", limit=0.05 if alive else 3600)
+        holder.__enter__()
+    claim(store.storage, TRIAL.id, holder.id)
+    heard: list[str] = []
+    repair(store, verify(store), heard.append, limit=30 if alive else 0.6)
+    assert "listening for at most" in heard[0]
+    assert ("left as it is" in heard[1]) == alive
+    assert len(verify(store).harms) == alive
+    holder.end()

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from bnscale.storage import Storage, StoreFailure
 
+_SAID = {"step", "sha256", "facts"}  # of the tensors
+
 
 class Checkpoint(NamedTuple):
     step: int  # updates taken
@@ -28,6 +30,8 @@ def write(place: Storage, step: int, tensors: dict[str, Tensor], facts: dict[str
     place.write(f"step-{step}.json", json.dumps(about | {"sum": _sum(about)}, indent=1).encode())
     # Of later steps none: this process may have slept while another went on from here.
     old = [each for each in _steps(place) if each <= step][:-kept]
+    for each in old:  # first what says that it is there
+        place.delete(f"step-{each}.json")
     if old:
         place.sweep("", lambda key: _step(key) in old)
 
@@ -56,17 +60,36 @@ def newest(place: Storage, most: int | None = None) -> Checkpoint | None:
 
 def read(place: Storage, step: int) -> Checkpoint | None:
     """The checkpoint of a step; None where there is none, or one whose sum is wrong. Raises `StoreFailure`."""
+    found = _look(place, step)
+    if isinstance(found, str):
+        return None
+    about, content = found
+    return Checkpoint(about["step"], load(content), about["facts"])
+
+
+def flaw(place: Storage, step: int) -> str | None:
+    """What is wrong with the checkpoint of a step. Raises `StoreFailure`."""
+    found = _look(place, step)
+    return found if isinstance(found, str) else None
+
+
+def _look(place: Storage, step: int) -> tuple[dict[str, Any], bytes] | str:
+    """What is said of the tensors and what they are written in; or what is wrong."""
     try:
         about = json.loads(place.read(f"step-{step}.json"))
         content = place.read(f"step-{step}.safetensors")
-    except (FileNotFoundError, ValueError):
-        return None
+    except FileNotFoundError:
+        return "a part of it is not there"
+    except ValueError:
+        return "what is said of it cannot be read"
     if not isinstance(about, dict):
-        return None
+        return "what is said of it cannot be read"
     said = about.pop("sum", None)  # checkpoints had none once
-    if said not in (None, _sum(about)) or hashlib.sha256(content).hexdigest() != about.get("sha256"):
-        return None
-    return Checkpoint(about["step"], load(content), about["facts"])
+    if (said is None and about.keys() != _SAID) or said not in (None, _sum(about)) or about.get("step") != step:
+        return "what is said of it does not have its sum"
+    if hashlib.sha256(content).hexdigest() != about.get("sha256"):
+        return "its checksum is not the one of its checkpoint"
+    return about, content
 
 
 def _sum(about: dict[str, Any]) -> str:

@@ -24,5 +24,9 @@ def token_from() -> tuple[TokenFrom, Path | None]:
 
 
 def has_token() -> bool:
+    """Whether Ray would find one there; none is found where this user may not look."""
     _, file = token_from()
-    return file is None or (file.is_file() and file.stat().st_size > 0)
+    try:
+        return file is None or (file.is_file() and file.stat().st_size > 0)
+    except OSError:
+        return False

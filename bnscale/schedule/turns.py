@@ -76,9 +76,10 @@ def look(job: "Job", driver: str, dead: Collection[str], *, halving: bool) -> El
     """What became of a trial that another driver trained; None where it is free. Raises `StoreFailure`."""
     store = Store(job.store)
     held = lease.holder(store.storage, job.trial.id)
-    if held and held.driver not in {driver, *dead}:
+    ended = _ended(job, store.manifest(job.trial.id), halving=halving)
+    if ended is None and held and held.driver not in {driver, *dead}:
         return Elsewhere(held.who, over=False)
-    return _ended(job, store.manifest(job.trial.id), halving=halving)
+    return ended
 
 
 def _ended(job: "Job", manifest: Manifest | None, *, halving: bool) -> Elsewhere | None:

@@ -6,7 +6,8 @@ other. Nothing correct depends on a listing: one of a bucket may lag behind.
 
 A folder is changed by a temporary file, forced to the disk and renamed. `create` links the temporary file to its name,
 which is atomic on a network's file system too; `swap` compares and renames under a lock of the kernel, which ends with
-its process. After a `StoreFailure` nobody knows whether the change stands: whoever goes on must look first.
+its process. Machines whose locks do not reach each other (some network mounts) must not share a folder: two of them may
+both win a `swap`. After a `StoreFailure` nobody knows whether the change stands: whoever goes on must look first.
 """
 
 import errno
@@ -41,6 +42,8 @@ __all__ = [
 
 _LOCKS = ".locks"  # a folder's lock files
 _TEMPORARY = ".tmp"  # how the name of a file ends that is not whole yet; it begins with a dot
+_PATIENCE = 60.0  # seconds for a lock: a process that was stopped while it had one must not stop all others
+_PAUSE = 0.05  # seconds between two looks at a lock, at most
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -134,7 +137,10 @@ class Folder:
     """A folder of this machine, or of a network's file system. See `Storage`."""
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root).expanduser().resolve()
+        try:
+            self.root = Path(root).expanduser().resolve()
+        except (RuntimeError, ValueError, OSError) as error:
+            raise Refusal(f"store {str(root)!r}: names no folder ({error}); choose another with --store") from None
         self.url = str(self.root)
         self.reach = self.root
         self.far = False
@@ -165,7 +171,7 @@ class Folder:
 
     def create(self, key: str, content: bytes) -> Version | None:
         path = self.path(key)
-        temporary = path.with_name(f".{path.name}.alone{_TEMPORARY}")
+        temporary = _temporary(path)
         with self._changing(path, temporary), self._alone(key):
             if path.exists():
                 return None
@@ -182,7 +188,7 @@ class Folder:
 
     def swap(self, key: str, content: bytes, version: Version) -> Version | None:
         path = self.path(key)
-        temporary = path.with_name(f".{path.name}.alone{_TEMPORARY}")
+        temporary = _temporary(path)
         with self._changing(path, temporary), self._alone(key):
             try:
                 if self.get(key)[1] != version:
@@ -196,10 +202,10 @@ class Folder:
 
     def delete(self, key: str) -> None:
         path = self.path(key)
-        if not path.exists():
-            return
-        with self._changing(path), self._alone(key):
-            _delete(path)
+        with self._changing(path):
+            if _mode(path):
+                with self._alone(key):
+                    _delete(path)
 
     def size(self, key: str) -> int | None:
         path = self.path(key)
@@ -222,7 +228,9 @@ class Folder:
 
     def local(self, key: str, sha256: str | None = None) -> Path:
         path = self.path(key)
-        if not path.is_file():
+        with _reading(path):
+            there = stat.S_ISREG(_mode(path))
+        if not there:
             raise _missing(path)
         return path
 
@@ -246,7 +254,9 @@ class Folder:
         return folder
 
     def holds(self, prefix: str) -> bool:
-        return self.path(prefix).is_dir()
+        path = self.path(prefix)
+        with _reading(path):
+            return stat.S_ISDIR(_mode(path))
 
     def prepare(self, prefix: str) -> None:
         path = self.path(prefix)
@@ -267,15 +277,11 @@ class Folder:
 
     def _files(self, prefix: str) -> Iterator[Path]:
         top = self.path(prefix)
-        try:
-            for folder, below, names in os.walk(top, onerror=_raise):
+        with _reading(top):
+            for folder, below, names in os.walk(top, onerror=_unless_gone):
                 if _LOCKS in below:
                     below.remove(_LOCKS)
                 yield from (Path(folder) / name for name in names)
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        except OSError as error:
-            raise _failure(top, error, "read") from error
 
     @contextmanager
     def _alone(self, key: str) -> Iterator[None]:
@@ -286,7 +292,7 @@ class Folder:
             _need(path.parent)
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            _lock(handle)
             yield
         finally:
             os.close(handle)
@@ -307,7 +313,7 @@ class Folder:
 def place(path: Path, content: bytes, alone: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
     """One file of this machine, whole or not at all, renamed while `alone`. Raises `OSError` where the disk does."""
     # Without a lock while it is written: a checkpoint may take seconds. So the name is this call's own.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
+    temporary = _temporary(path)
     try:
         _write(temporary, content)
         with alone():
@@ -318,6 +324,25 @@ def place(path: Path, content: bytes, alone: Callable[[], AbstractContextManager
         raise
 
 
+def _temporary(path: Path) -> Path:
+    """A name that nobody has had: what a killed writer left may be linked to the live file."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
+
+
+def _lock(handle: int) -> None:
+    """Raises `TimeoutError` for a lock that stays another's."""
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                raise TimeoutError(
+                    errno.ETIMEDOUT, f"another process, perhaps a stopped one, has kept its lock for {_PATIENCE:g} s"
+                ) from None
+        time.sleep(_PAUSE * secrets.randbelow(1000) / 1000)
+
+
 def _version(content: bytes) -> Version:
     return Version(hashlib.sha256(content).hexdigest())
 
@@ -326,8 +351,26 @@ def _hidden(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(_TEMPORARY)
 
 
-def _raise(error: OSError) -> None:
-    raise error
+def _mode(path: Path) -> int:
+    """What is there; 0 for nothing. Raises `OSError` where nobody can say."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _failure(path, error, "read") from error
+
+
+def _unless_gone(error: OSError) -> None:
+    """A folder that another deletes while the one above it is walked hides no other folder."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def _missing(path: Path) -> FileNotFoundError:

@@ -99,9 +99,14 @@ class Asked:
 
     @property
     def recipe(self) -> list[str]:
-        """The command that runs it, on whichever store."""
-        at = self.words.index("--store")
-        return self.words[:at] + self.words[at + 2 :]
+        """The command that runs it, on whichever store and machine: no path in it is absolute."""
+        words = list(self.words)
+        for option in ("--store", "--data"):
+            if option in words:
+                at = words.index(option)
+                del words[at : at + 2]
+        file = here(self.file)
+        return [word if word != str(file) else file.name for word in words] if file.is_absolute() else words
 
     @property
     def planned(self) -> list[Planned]:

@@ -130,13 +130,25 @@ def settings(texts: Iterable[str]) -> dict[str, list[Any]]:
 
 
 def commit(folder: Path) -> str | None:
-    """Git commit of the code in `folder`, with a `+` where it was changed since; None outside of git."""
+    """Git commit of the code in `folder`, with a `+` where it was changed since; None outside of git.
+
+    A node of a cluster is sent neither the history nor every file: there a `+` says that a file of those it has is not
+    what git was told last, by `git commit` or `git add`.
+    """
 
     def git(*words: str) -> str:
         return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True).stdout
 
     try:
-        return git("rev-parse", "HEAD").strip() + ("+" if git("status", "--porcelain", "-uno").strip() else "")
+        head = git("rev-parse", "HEAD").strip()
+        try:
+            changed = bool(git("status", "--porcelain", "-uno").strip())
+        except subprocess.CalledProcessError:  # what HEAD names is not here
+            modified, missing = (
+                git("ls-files", "--full-name", f"--{which}", ":/") for which in ("modified", "deleted")
+            )
+            changed = bool(set(modified.splitlines()) - set(missing.splitlines()))
+        return head + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from bnscale.lease import Driver
+from bnscale.lease import Driver, Lease, claim, release
 from bnscale.probes import looking
 from bnscale.schedule import budget
 from bnscale.schedule.failure import Ending, Failure, Hopeless, OutOfTime
 from bnscale.schedule.needs import on_one_type
 from bnscale.schedule.progress import Watch
-from bnscale.schedule.turns import Turn, take
-from bnscale.storage import StoreFailure, check, storage
+from bnscale.storage import check, storage
 from bnscale.store import Manifest, Store
 from bnscale.study.asked import Asked
 from bnscale.study.plan import commit
@@ -192,14 +191,20 @@ def _train(
             driver=driver,
             until=until,
         )
-    for job in [job for job in jobs if way.asha and endings[job.trial.id] == Ending()]:
-        # Its worker has noted that, or could not: then under a lease, for another driver may train it now.
-        with contextlib.suppress(StoreFailure):  # then the next run compares it again
-            turn = take(job, driver.id, halving=True)
-            if isinstance(turn, Turn):
-                store.stop_early(job.trial.id)
-                turn.end()
+    for trial in [trial for trial, ending in endings.items() if way.asha and ending == Ending()]:
+        _give_up(store, trial, driver)
     return endings
+
+
+def _give_up(store: Store, trial: str, driver: Driver) -> None:
+    """What successive halving stopped, and its worker could not note: unless another driver trains it by now."""
+    manifest = store.manifest(trial)
+    if manifest is None or manifest.outcome is not None or manifest.facts.get("stopped_early"):
+        return
+    held = claim(store.storage, trial, driver.id, driver.dead(), above=manifest.fence)
+    if isinstance(held, Lease):
+        store.stop_early(trial)
+        release(store.storage, held)
 
 
 def _devices(asked: Asked, store: Store) -> list[str]:
@@ -215,12 +220,13 @@ def _check_size(way: Way, cluster: "Cluster") -> None:
     room = cluster.slots(way.threads, 0)
     if room < way.workers_per_trial:
         all_nodes = cluster.most or cluster.nodes
+        has = "may have" if cluster.most else "has"
         nodes = Counter(f"{node.cpus} CPUs and {node.gpus} GPUs" for node in all_nodes)
         threads = max((node.cpus for node in all_nodes), default=1)
         fits = f"--workers-per-trial {room}" if room else f"--threads {max(1, threads)}"
         raise Refusal(
             f"--workers-per-trial {way.workers_per_trial} --threads {way.threads}: there is no room for them; the "
-            f"cluster {'may have' if cluster.most else 'has'} {', '.join(f'{count} x ({node})' for node, count in nodes.items())}; at most {fits} fits; "
+            f"cluster {has} {', '.join(f'{count} x ({node})' for node, count in nodes.items())}; at most {fits} fits; "
             "`ray status` shows what may still come, --address names a larger cluster"
         )
 
@@ -329,5 +335,5 @@ def _say_failed(failed: list[str], store: Store, console: Console) -> None:
         errors.setdefault(error.strip().splitlines()[-1], []).append(trial)
     for error, trials in errors.items():
         console.print(f"  {', '.join(trials)}: {error}", soft_wrap=True, markup=False)
-    whole = shlex.join(["bnscale", "sql", "select trial, error from trials where outcome = 'failed'"])
+    whole = shlex.join(["bnscale", "sql", "select trial, error from trials where error is not null"])
     console.print(f"all of each: {whole} --store {shlex.quote(store.url)}", soft_wrap=True, markup=False)

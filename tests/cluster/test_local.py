@@ -5,7 +5,6 @@ study is one of two hosts. What hosts share is a folder, as over NFS.
 """
 
 import contextlib
-import importlib.util
 import os
 import re
 import signal
@@ -220,6 +219,14 @@ def test_a_gang_trains_over_two_hosts_what_one_worker_trains(local: Local, tmp_p
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
+def test_the_doctor_sees_every_node_the_store_that_they_share_and_a_gang_of_those_that_train(local: Local) -> None:
+    told = local.head.run(f"cd ~/bnscale && COLUMNS=200 bnscale doctor --cluster --store {SHARED}/gang", timeout=200)
+    found = [" ".join(line.split()) for line in told.splitlines()]
+    assert "store all 3 ok each sees what the others write" in found, told  # the head, too
+    assert any(line.startswith("gang ok 2 processes on 2 nodes over ") for line in found), told
+    assert "would fail" not in told
+
+
 def test_a_study_over_two_hosts_of_which_one_is_lost_half_way_ends_with_the_tables_of_one(local: Local) -> None:
     job = local.submit(f"cd ~/bnscale && python {STUDY} {TRIALS} --store {SHARED}/study --save-every 1")
     lost = local.workers[1]
@@ -244,12 +251,6 @@ def test_a_study_over_two_hosts_of_which_one_is_lost_half_way_ends_with_the_tabl
     for trial in interrupted:
         assert manifests[trial].attempts > 1
         assert manifests[trial].facts["host"] == "one"
-
-
-@pytest.mark.skipif(importlib.util.find_spec("bnscale.doctor") is None, reason="there is no bnscale doctor yet")
-def test_the_doctor_sees_every_node_and_the_store_that_they_share(local: Local) -> None:
-    told = local.head.run(f"cd ~/bnscale && bnscale doctor --cluster --store {SHARED}/study", timeout=120)
-    assert "one" in told
 
 
 def test_down_leaves_nothing_running(local: Local) -> None:

@@ -28,6 +28,7 @@ from bnscale.schedule.budget import Forecast
 from bnscale.schedule.needs import GIB, Cluster, Node, needs_of
 from bnscale.schedule.turns import take
 from bnscale.storage import Folder, StoreFailure, check, storage
+from bnscale.study.run import Way, _check_size
 from bnscale.train import Job
 from bnscale.trial import Refusal
 
@@ -274,8 +275,6 @@ def test_39_more_than_five_thousand_trials_are_trained_only_with_yes(tmp_path: P
 
 
 def test_39_yes_goes_on_to_be_said_by_the_command_that_resumes() -> None:
-    from bnscale.study.run import Way
-
     assert Way(yes=True).words == ["--yes"]
 
 

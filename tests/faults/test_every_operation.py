@@ -24,6 +24,8 @@ from bnscale.storage import Storage, StoreFailure
 from bnscale.store import Store
 from bnscale.trial import Outcome
 
+pytestmark = pytest.mark.timeout(400)  # two hundred processes and as many lives, which a busy machine draws out
+
 
 @pytest.fixture(autouse=True)
 def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +45,7 @@ def graves() -> Iterator[Path]:
     path = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
     with memory() as folder:
         words = [sys.executable, operations.__file__, str(folder)]
-        done = subprocess.run(words, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=110)
+        done = subprocess.run(words, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=390)
         assert done.returncode == 0, done.stderr
         yield folder
 

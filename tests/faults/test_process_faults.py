@@ -131,6 +131,7 @@ def test_03_a_trial_that_stops_at_a_lost_reply_goes_on_to_the_same_rows(tmp_path
         assert Store(store).manifests()[0].outcome is Outcome.FINISHED
 
 
+@pytest.mark.timeout(400)  # workers may take long to start on a busy machine
 def test_05_tunes_files_are_never_read_so_damage_to_them_is_none(tmp_path: Path) -> None:
     """Those of a run that is under way are cut off as they appear, those of a driver that died are swept away."""
     file, store = study_file(tmp_path, seeds="range(2)"), tmp_path / "store"

@@ -62,21 +62,47 @@ def node_names() -> dict[str, str]:
     }
 
 
-def rehearse(workers_alone: int = 2) -> tuple[str, str | None]:
-    """Raise a gang with one worker on every node, on the only node with several, and let it sum once.
+@dataclass(frozen=True)
+class Meeting:
+    """A gang that is to sum, with one worker in each place."""
 
-    Who took part and over what, and the error that it ended with; None where it went well.
+    places: list[str]  # Ray's ids of nodes
+    gpu: bool  # each worker has one: over NCCL; else over gloo, on the CPU whatever GPUs there are
+
+
+def meetings(nodes: list[dict[str, Any]], workers_alone: int) -> list[Meeting]:
+    """A gang over all nodes with GPUs and one over all without, of those that may have trials (which ask for a CPU).
+
+    A node that is alone in its gang has several workers, on its GPUs where it has so many.
     """
-    names = node_names()
-    places = list(names) * (workers_alone if len(names) == 1 else 1)
-    gpus = {node["NodeID"]: int(node["Resources"].get("GPU", 0)) for node in ray.nodes()}
-    gpu = all(gpus[node] >= places.count(node) for node in places)
-    who = f"{len(places)} processes on {len(names)} node{'s' if names else ''} over {'NCCL' if gpu else 'gloo'}"
+    found = []
+    hosts = [node for node in nodes if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+    for gpu in (True, False):
+        group = [node for node in hosts if (node["Resources"].get("GPU", 0) >= 1) is gpu]
+        workers = workers_alone if len(group) == 1 else 1
+        enough = gpu and all(node["Resources"]["GPU"] >= workers for node in group)
+        if group:
+            found.append(Meeting([node["NodeID"] for node in group] * workers, enough))
+    return found
+
+
+def rehearse(workers_alone: int = 2) -> list[tuple[str, str | None]]:
+    """Raise gangs over the nodes that trials may run on, and let each sum once; none where there is no such node.
+
+    Of each who took part and over what, and the error that it ended with; None where it went well.
+    """
+    return [_meet(meeting, node_names()) for meeting in meetings(ray.nodes(), workers_alone)]
+
+
+def _meet(meeting: Meeting, names: dict[str, str]) -> tuple[str, str | None]:
+    places, gpu = meeting.places, meeting.gpu
+    nodes = len(set(places))
+    who = f"{len(places)} processes on {nodes} node{'s' if nodes > 1 else ''} over {'NCCL' if gpu else 'gloo'}"
     worker = ray.remote(_Worker)
     gang: list[Any] = [
         worker.options(
             num_cpus=0, num_gpus=int(gpu), scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
-        ).remote()
+        ).remote(gpu)
         for node in places
     ]
     try:
@@ -100,6 +126,9 @@ def rehearse(workers_alone: int = 2) -> tuple[str, str | None]:
 class _Worker:
     """Of a gang that only sums."""
 
+    def __init__(self, gpu: bool) -> None:
+        self._gpu = gpu
+
     def ready(self) -> None: ...
 
     def host(self, workers: int) -> tuple[str, int]:
@@ -113,7 +142,8 @@ class _Worker:
 
         from bnscale.engine import deepspeed
 
-        device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        # Of a worker that asked for no GPU Ray hides none: what is there does not say what the others use.
+        device = torch.device("cuda", 0) if self._gpu else torch.device("cpu")
         return deepspeed.rehearse(deepspeed.join(rank, workers, address, port, device))
 
 
@@ -124,7 +154,9 @@ def _unheard(names: dict[str, str], places: list[str], answers: list[Any]) -> st
     while left and time.monotonic() < deadline:
         ready, left = ray.wait(left, timeout=max(0.0, deadline - time.monotonic()))
         ray.get(ready)
-    return ", ".join(dict.fromkeys(names[node] for node, each in zip(places, answers, strict=True) if each in left))
+    return ", ".join(
+        dict.fromkeys(names.get(node, node[:6]) for node, each in zip(places, answers, strict=True) if each in left)
+    )
 
 
 def _reply(node: str, name: str, answer: Any | None) -> Reply[Any]:

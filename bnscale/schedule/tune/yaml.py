@@ -26,13 +26,17 @@ def check_yaml(file: Path) -> list[str]:
     that it does.
     """
     try:
-        asked = yaml.safe_load(file.read_text())
+        asked = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise Refusal(f"{file}: cannot be read ({(error.strerror or str(error)).lower()})") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise Refusal(f"{file}: is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(asked, dict):
         raise Refusal(f"{file}: is no cluster file; Ray wants keys such as cluster_name and provider")
+    for place in _keys(asked):
+        if not isinstance(place[-1], str):
+            where, kind = ".".join(map(str, place)), type(place[-1]).__name__
+            raise Refusal(f"{file}: the key {where} is read as {kind}, and Ray wants text; put it in quotes")
     if "apiVersion" in asked:
         raise Refusal(f"{file}: is for Kubernetes; `kubectl apply --dry-run=server -f {file}` asks the cluster itself")
     schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
@@ -71,6 +75,15 @@ def _unknown(file: Path, place: list[Any], known: list[str]) -> str:
         f"{file}: {'.'.join(above) or 'a cluster file'} has no key {name}{close.rstrip('.')}{legal} "
         f"Mend it, then `bnscale doctor --yaml {file}`"
     )
+
+
+def _keys(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Of all mappings in it, with what is above."""
+    below = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for name, each in below:
+        if isinstance(value, Mapping):
+            yield (*place, name)
+        yield from _keys(each, (*place, name))
 
 
 def _leaves(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
