@@ -315,7 +315,7 @@ def _warn_changed(manifests: list[Manifest], code: str | None, console: Console)
 
 def _short(code: str | None) -> str:
     """A commit as people say it, with its plus."""
-    return f"{code[:9]}{'+' if code.endswith('+') else ''}" if code else "no commit"
+    return code.rstrip("+")[:9] + "+" * code.count("+") if code else "no commit"
 
 
 def _say_aside(aside: dict[str, Failure], console: Console) -> None:

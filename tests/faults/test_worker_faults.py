@@ -8,6 +8,7 @@ import contextlib
 import errno
 import io
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import psutil
 import pytest
@@ -46,6 +47,7 @@ from bnscale.schedule.tune.driver import _Telling
 from bnscale.schedule.tune.lead import Brief, Lead
 from bnscale.storage import Folder
 from bnscale.store import Manifest, Store
+from bnscale.study import command
 from bnscale.study.run import _warn_changed
 from bnscale.trial import Outcome, Refusal, Trainable, Trial
 
@@ -54,7 +56,8 @@ for module in (test_tune, sys.modules[__name__]):
 
 pytestmark = pytest.mark.timeout(400)  # a worker takes seconds to start, and many on a busy machine
 
-TAKEN_AWAY, HANGS, OOM, OOM_ALWAYS, NEIGHBOUR, FULL, BROKEN, MEETS, STUCK = range(201, 210)  # seeds with a meaning
+# Seeds with a meaning.
+TAKEN_AWAY, DRAINED, HANGS, OOM, OOM_ALWAYS, NEIGHBOUR, FULL, BROKEN, MEETS, STUCK = range(201, 211)
 HANG = 4.0  # seconds that a step may take here
 
 
@@ -115,15 +118,22 @@ class Faulty(Toy):
 
 
 def go(
-    jobs: list[Any], cluster: Cluster, *, workers: int = 1, loop: Any = None, **more: Any
+    jobs: list[Any],
+    cluster: Cluster,
+    *,
+    workers: int = 1,
+    threads: int = 1,
+    loop: Any = None,
+    watch: Listener | None = None,
+    **more: Any,
 ) -> tuple[dict[str, Ending], list[str]]:
-    with Listener(jobs) as watch:
+    with watch or Listener(jobs) as watch:
         endings = run(
             jobs,
             foresee(jobs),
             cluster,
             workers=workers,
-            threads=max(1, cluster.cpus // workers),
+            threads=threads,
             rivals=None,
             watch=watch,
             mend="the same again",
@@ -141,20 +151,68 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     del os.environ["BNSCALE_TOY"]
 
 
+class Unread(Listener):
+    """Keeps every word, and writes thousands to a pipe that is full and that nobody reads while trials run."""
+
+    def __init__(self, jobs: list[Any], reader: Any, stream: Any) -> None:
+        super().__init__(jobs)
+        self.console = Console(file=stream)
+        self.reading = threading.Thread(target=reader.read)
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        for number in range(5000):
+            Watch.say(self, f"line {number}")
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.reading.start()
+        super().__exit__(*error)
+
+    def say(self, text: str) -> None:
+        super().say(text)
+        Watch.say(self, text)
+
+
+@contextlib.contextmanager
+def full_pipe() -> Iterator[tuple[Any, Any]]:
+    """Its two ends, with no room left in it."""
+    here, there = os.pipe()
+    os.set_blocking(there, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(there, b"x" * 4096)
+    os.set_blocking(there, True)
+    with open(here) as reader, open(there, "w") as stream:
+        yield reader, stream
+
+
 @pytest.fixture(scope="module")
 def alone(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """One run, one worker a trial."""
+    """One run, one worker a trial, seen on a terminal that nobody reads."""
     folder = tmp_path_factory.mktemp("alone")
     jobs = {
         "well": job(folder, 1, lr=0.9),
         "taken away": job(folder, TAKEN_AWAY, lr=0.8),
-        "oom": job(folder, OOM, lr=0.7),
-        "oom always": job(folder, OOM_ALWAYS, lr=0.6),
-        "neighbour": job(folder, NEIGHBOUR, lr=0.5),
-        "full": job(folder, FULL, lr=0.4),
-        "hangs": job(folder, HANGS, lr=0.3),
+        "drained": job(folder, DRAINED, steps=300, lr=0.7),
+        "oom": job(folder, OOM, lr=0.6),
+        "oom always": job(folder, OOM_ALWAYS, lr=0.5),
+        "neighbour": job(folder, NEIGHBOUR, lr=0.4),
+        "full": job(folder, FULL, lr=0.3),
+        "hangs": job(folder, HANGS, lr=0.2),
     }
-    endings, said = go(list(jobs.values()), cluster, stall=HANG)
+
+    def draining() -> list[str]:
+        """The only node here, while one trial is on it; as soon as that has left, no more."""
+        words = [line[0] for line in told(jobs["drained"])]
+        return [ray.get_runtime_context().get_node_id()] if words == ["began"] else []
+
+    with pytest.MonkeyPatch.context() as patch, full_pipe() as (reader, stream):
+        patch.setattr("bnscale.schedule.tune.driver.draining_nodes", draining)
+        watch = Unread(list(jobs.values()), reader, stream)
+        endings, said = go(list(jobs.values()), cluster, threads=cluster.cpus, stall=HANG, watch=watch)
+        stream.close()
+        watch.reading.join()
     return {"jobs": jobs, "said": said} | {name: endings[each.trial.id] for name, each in jobs.items()}
 
 
@@ -274,20 +332,12 @@ def test_08_a_worker_that_is_told_to_go_saves_and_its_trial_goes_on_uncounted(al
     assert "its node is taken away" in line
 
 
-def test_08_a_node_that_the_cluster_drains_is_left_at_a_checkpoint(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    each = job(tmp_path, 1, steps=300)
-    here = ray.get_runtime_context().get_node_id()
-    # The only node here: as soon as its trial leaves, it is no longer drained.
-    monkeypatch.setattr(
-        "bnscale.schedule.tune.driver.draining_nodes",
-        lambda: [] if any(line[0] == "saved" for line in told(each)) else [here],
-    )
-    endings, said = go([each], cluster)
-    assert endings[each.trial.id] == Ending(Outcome.FINISHED)
+def test_08_a_node_that_the_cluster_drains_is_left_at_a_checkpoint(alone: dict[str, Any]) -> None:
+    each = alone["jobs"]["drained"]
+    assert alone["drained"] == Ending(Outcome.FINISHED)
     assert [line[0] for line in told(each)] == ["began", "saved", "began", "ended"]
-    assert sum("its node is taken away" in line for line in said) == 1
+    (line,) = of(alone["said"], each)
+    assert "its node is taken away" in line
 
 
 def test_08_a_machine_that_is_about_to_go_is_given_no_trial_again_where_there_is_another(
@@ -366,7 +416,7 @@ def gang(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         "dies": job(folder, test_tune.DIES, lr=0.8),
         "hangs": job(folder, HANGS, lr=0.7),
     }
-    endings, said = go(list(jobs.values()), cluster, workers=2, stall=HANG)
+    endings, said = go(list(jobs.values()), cluster, workers=2, threads=cluster.cpus // 2, stall=HANG)
     return {"jobs": jobs, "said": said} | {name: endings[each.trial.id] for name, each in jobs.items()}
 
 
@@ -444,36 +494,13 @@ def test_13_a_port_in_use_is_left_for_another_and_counts_for_nothing(gang: dict[
 # --- 15: whoever looks on is slow -----------------------------------------------------------------
 
 
-def test_15_a_terminal_that_nobody_reads_holds_no_training_up(cluster: Cluster, tmp_path: Path) -> None:
-    """There is no logger of Tune's on, and no callback that asks the network: the terminal is all that is left."""
-    here, there = os.pipe()
-    jobs = [job(tmp_path, seed, steps=4) for seed in range(3)]
-    with open(here) as reader, open(there, "w") as stream:
-        os.set_blocking(there, False)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                os.write(there, b"x" * 4096)
-        os.set_blocking(there, True)
-        with Watch({each.trial.id: 1.0 for each in jobs}, Console(file=stream)) as watch:
-            for number in range(10_000):
-                watch.say(f"line {number}")
-            endings = run(
-                jobs,
-                foresee(jobs),
-                cluster,
-                workers=1,
-                threads=cluster.cpus,
-                rivals=None,
-                watch=watch,
-                mend="",
-                loop=Toy(),
-            )
-            # All have ended, and nobody has read a word.
-            assert set(endings.values()) == {Ending(Outcome.FINISHED)}
-            reading = threading.Thread(target=reader.read)
-            reading.start()
-        stream.close()
-        reading.join()
+def test_15_a_terminal_that_nobody_reads_holds_no_training_up(alone: dict[str, Any]) -> None:
+    """There is no logger of Tune's on, and no callback that asks the network: the terminal is all that is left. Here it
+    was a full pipe until the last trial had ended."""
+    assert {name: alone[name].outcome for name in ("well", "taken away", "hangs")} == dict.fromkeys(
+        ("well", "taken away", "hangs"), Outcome.FINISHED
+    )
+    assert len(alone["said"]) >= len(alone["jobs"])
 
 
 # --- 28: divergence -------------------------------------------------------------------------------
@@ -573,19 +600,22 @@ def test_when_the_first_trials_fail_alike_the_study_stops_with_that_error_once_a
     assert all(each.trial.lr >= 0.6 for each in begun)
 
 
-def test_at_the_end_of_its_hours_a_run_stops_at_a_checkpoint_and_says_how_to_go_on(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_at_the_end_of_its_hours_a_study_stops_with_124_and_says_how_to_go_on(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    each = job(tmp_path, 1, steps=100_000)
-    hours = SimpleNamespace(monotonic=lambda: time.monotonic() + (3600 * 5 if told(each) else 0))
-    watch = Listener([each])
-    start = partial(run, [each], foresee([each]), cluster, workers=1, threads=1, rivals=None, loop=Faulty())
-    # Five hours have passed once the trial has begun.
-    monkeypatch.setattr("bnscale.schedule.tune.driver.time", hours)
-    with watch, pytest.raises(OutOfTime):
-        start(watch=watch, mend="the same again", until=time.monotonic() + 3600 * 4)
-    assert told(each)[-1][0] == "saved"
-    assert watch.said[-1] == "the time is up; every running trial has its checkpoint. To go on: the same again"
+    """Its running trials end as after Ctrl-C; of these hours there are none."""
+    file = Path(__file__).parents[2] / "studies" / "frankle_depth.py"
+    monkeypatch.setattr("bnscale.schedule.tune.connect", lambda address: contextlib.nullcontext(cluster))
+    monkeypatch.syspath_prepend(str(file.parent))
+    study = runpy.run_path(str(file))["study"]
+    words = ["run", "--preset", "laptop", "--set", "depth=8", "--store", str(tmp_path), "--max-hours", "0"]
+    with pytest.raises(SystemExit) as ended:
+        command.app(study, file)(args=words, prog_name="study")
+    assert ended.value.code == 124
+    said = capsys.readouterr().out
+    assert "the time is up; every running trial has its checkpoint. To go on: python " in said
+    assert "--max-hours 0" in said
+    assert {each.outcome for each in Store.existing(tmp_path).manifests()} <= {None}
 
 
 def test_a_worker_that_never_saves_does_not_hold_up_the_end_of_the_hours(

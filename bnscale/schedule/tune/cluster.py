@@ -1,12 +1,14 @@
 """The Ray cluster that trials run on: one that is there, or one of our own."""
 
 import contextlib
+import gc
 import logging
 import os
 import secrets
 import shutil
 import socket
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from bnscale.schedule.tune.entry import knock, no_stderr
 from bnscale.trial import Refusal
 
 OBJECT_STORE = 150 * 2**20  # bytes; a few thousand jobs and nothing else travel through it
+TRIES = 3  # of starting a cluster here: a busy machine may take longer than Ray waits
 OWNER = "bnscale-owner"  # the file in each of our temporary folders that names its process
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # of a pod
 _TOKEN = secrets.token_hex(32)  # of the clusters that this process starts
@@ -117,15 +120,27 @@ def _join(address: str) -> None:
 def _start() -> Path:
     """A cluster of this machine alone; returns the folder with all its files."""
     sweep()
-    # Ray keeps sockets there, and the name of a socket may have 107 letters.
-    folder = tempfile.gettempdir() if len(tempfile.gettempdir()) < 25 else "/tmp"
-    home = own_folder(folder)
     # With a token at hand Ray turns authentication on by itself and writes none into ~/.ray.
     os.environ.setdefault("RAY_AUTH_TOKEN", _TOKEN)
     # Workers find the package where this process found it, installed or not.
     package = str(Path(__file__).parents[3])
     paths = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([package, paths] if paths else [package])
+    for left in reversed(range(TRIES)):
+        with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+            gc.collect()  # what a start that failed has left is no news
+        try:
+            return _start_once()
+        except Exception as error:  # Ray raises no class of its own here, and waits half a minute, not to be changed
+            if not left or "timed out during startup" not in str(error):
+                raise
+    raise AssertionError("the last try returns or raises")
+
+
+def _start_once() -> Path:
+    # Ray keeps sockets there, and the name of a socket may have 107 letters.
+    folder = tempfile.gettempdir() if len(tempfile.gettempdir()) < 25 else "/tmp"
+    home = own_folder(folder)
     try:
         ray.init(
             "local",

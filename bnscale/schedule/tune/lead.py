@@ -298,7 +298,7 @@ class Lead(tune.Trainable):
 
     def _failed(self, error: Exception) -> dict[str, Any]:
         """Report what happened; the driver says what follows, and has the lease until then. This process is replaced,
-        unless an error of the code ended a trial that it trained alone."""
+        unless it trained alone and nothing is wrong with it."""
         self.over = True
         self.steps = iter(())
         self.notice.busy = False
@@ -319,7 +319,7 @@ class Lead(tune.Trainable):
             failure = self._whose(failure)
         # An error on a GPU may poison its process for good.
         alone = self.watchdog is None and self.gang.device.type == "cpu"
-        self.spoilt = not (alone and failure.kind is Kind.CODE)
+        self.spoilt = not (alone and failure.kind in (Kind.CODE, Kind.STORAGE))
         return self._report(not self.spoilt) | {"failure": failure, "spoilt": self.spoilt}
 
     def _whose(self, failure: Failure) -> Failure:
