@@ -3,10 +3,8 @@
 One small piece of the laptop preset serves all: digits, 8 layers.
 """
 
-import contextlib
 import json
 import os
-import re
 import runpy
 import shutil
 import signal
@@ -17,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 import bnscale
@@ -33,7 +30,7 @@ PIECE = ["--preset", "laptop", "--set", "depth=8", "--set", "seed=0"]
 FEW = [*PIECE, "--set", "lr=0.3", "--set", "epochs=none", "--set", "steps=4"]
 SHORT = [*FEW, "--set", "trainable=bn,output"]  # 2 trials
 GROWN = ["seed=0,1" if word == "seed=0" else word for word in SHORT]  # 4 trials
-LONG = [*PIECE, "--set", "trainable=bn,output", "--set", "lr=0.1,0.3", "--set", "epochs=30"]  # 4 trials
+LONG = [*PIECE, "--set", "trainable=bn,output", "--set", "lr=0.1", "--set", "epochs=20"]  # 2 trials
 
 
 def start(*words: str, folder: Path = ROOT) -> subprocess.Popen[str]:
@@ -232,73 +229,27 @@ def running(found: dict[str, Manifest]) -> set[str]:
     return {trial for trial, each in found.items() if each.outcome is None and 3 < each.step < each.total_steps / 2}
 
 
-@pytest.mark.timeout(400)  # four runs of the study
-def test_a_study_that_was_interrupted_and_killed_twice_has_the_tables_of_an_unbroken_one(tmp_path: Path) -> None:
-    broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
-    words = [*LONG, "--save-every", "0"]
-
-    # Ctrl-C: it saves, says how to go on and exits with 130.
-    process = start(*words, "--store", str(broken))
-    until(broken, process, lambda found: len(running(found)) > 0)
+@pytest.mark.timeout(400)  # two runs of the study
+def test_a_study_that_was_interrupted_says_how_to_go_on_and_goes_on(tmp_path: Path) -> None:
+    words = [*LONG, "--save-every", "0", "--store", str(tmp_path)]
+    process = start(*words)
+    until(tmp_path, process, lambda found: len(running(found)) > 0)
     os.killpg(process.pid, signal.SIGINT)
     code, output = finish(process)
     assert code == 130
     assert "stopping: saving checkpoints" in output
     assert output.splitlines()[-1].startswith("stopped; every running trial has its checkpoint. To go on: python ")
-    assert f"run {' '.join(LONG)} --store {broken}" in output
-    stopped = manifests(broken)
+    assert f"run {' '.join(LONG)} --store {tmp_path}" in output
+    stopped = manifests(tmp_path)
     assert running(stopped)
 
-    # kill -9 of the driver, when one trial has ended and another has not
-    process = start(*words, "--store", str(broken))
-    until(broken, process, lambda found: len(ended(found)) > 0 and len(running(found)) > 0)
-    family = psutil.Process(process.pid).children(recursive=True)
-    workers = workers_of(family)
-    process.kill()
-    process.wait()
-    _, alive = psutil.wait_procs(workers, timeout=30)
-    assert not alive
-    for each in family:  # two idle helpers of Ray's live on for a minute and hold our pipes
-        with contextlib.suppress(psutil.NoSuchProcess):
-            each.kill()
-    process.communicate()
-    killed = manifests(broken)
-    assert 0 < len(ended(killed)) < 4
-    assert all(killed[trial].step >= each.step for trial, each in stopped.items())  # it went on from its checkpoint
-
-    # kill -9 of a worker
-    process = start(*words, "--store", str(broken))
-    until(broken, process, lambda found: any(found[t].attempts > killed[t].attempts for t in running(killed)))
-    workers_of(psutil.Process(process.pid).children(recursive=True))[0].kill()
+    process = start(*words)
+    until(tmp_path, process, lambda found: any(found[each].attempts == 2 for each in running(stopped)))
+    assert all(manifests(tmp_path)[each].step >= stopped[each].step for each in running(stopped))
     code, output = finish(process)
     assert code == 0, output
-    assert f"{4 - len(ended(killed))} to train" in output
-    assert re.search(r"a worker died; .* goes on from its checkpoint", output)
-    mended = manifests(broken)
-    assert len(ended(mended)) == 4
-    assert all(mended[trial] == killed[trial] for trial in ended(killed))  # none is trained twice
-
-    code, output = finish(start(*LONG, "--store", str(unbroken)))
-    assert code == 0, output
-    for table in ("curve", "gamma", "gamma_histogram", "clamp", "sparsity"):
-        ours, theirs = (bnscale.open(each).sql(f"from {table} order by all").rows for each in (broken, unbroken))
-        assert len(theirs) > 0
-        assert repr(ours) == repr(theirs), table  # to the last bit; NaN is written like NaN
-    same = "select trial, outcome, step, total_steps, last_finite_loss from trials order by trial"
-    assert bnscale.open(broken).sql(same).rows == bnscale.open(unbroken).sql(same).rows
-    assert {each.attempts for each in manifests(unbroken).values()} == {1}
-
-
-def workers_of(family: list[psutil.Process]) -> list[psutil.Process]:
-    """The processes that train, as Ray names them while they do."""
-    return [each for each in family if "Trainable" in name_of(each)]
-
-
-def name_of(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
+    assert "2 trials, 0 done, 2 to train" in output
+    assert len(ended(manifests(tmp_path))) == 2
 
 
 # --- bad input ------------------------------------------------------------------------------------
@@ -343,7 +294,7 @@ def test_what_cannot_be_run_is_one_message_and_exit_code_2(
     assert said.err.startswith(REFUSED[words]), said.err
     assert len(said.err.splitlines()) == 1
     assert said.out == ""
-    left = contents(tmp_path)
+    left = [name for name in contents(tmp_path) if ".locks/" not in name]  # whether the store serves is tried first
     assert not left
 
 

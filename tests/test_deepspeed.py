@@ -455,17 +455,17 @@ def test_a_checkpoint_that_cannot_be_written_fails_on_every_worker_and_hangs_non
 # --- the gang itself ----------------------------------------------------------------------------
 
 
-def talk(rank: int) -> tuple[float, float, bool, bool]:
+def talk(rank: int) -> tuple[float, float, bool, bool, bool]:
     engine = engine_for(trial(), 0)
     mine = torch.tensor(float(rank + 1))
     total = engine.total(mine)
-    answer = total.item(), mine.item(), engine.agree(rank == 0), engine.agree(rank != 0)
+    answer = total.item(), mine.item(), engine.agree(rank == 0), engine.agree(rank != 0), engine.agree(False)
     engine.close()
     return answer
 
 
-def test_totals_are_sums_and_agreement_is_what_the_leading_worker_says(two):
-    assert two(talk) == [(3.0, 1.0, True, False), (3.0, 2.0, True, False)]
+def test_totals_are_sums_and_what_any_worker_says_all_agree_to(two):
+    assert two(talk) == [(3.0, 1.0, True, True, False), (3.0, 2.0, True, True, False)]
 
 
 def looked(rank: int, of: Trial) -> tuple[list[str], dict[str, Tensor]]:

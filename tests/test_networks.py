@@ -114,7 +114,10 @@ def test_logits_gradients_and_five_steps_are_those_of_frankles_code(file):
         sgd.step()
         losses.append(loss.detach())
     expected = values["losses.five_sgd_steps"].reshape(-1)
-    torch.testing.assert_close(torch.stack(losses), expected, rtol=1e-5, atol=0)
+    # In double precision the second loss is 4e-6 from the reference's and the fifth 9e-5: so far float32 itself is from
+    # what it stands for, and kernels of another processor need not be nearer to each other.
+    torch.testing.assert_close(torch.stack(losses[:2]), expected[:2], rtol=1e-5, atol=0)
+    torch.testing.assert_close(torch.stack(losses), expected, rtol=1e-4, atol=0)
 
     # The engine's channels-last convolutions sum in another order, which five steps amplify.
     engine = LocalEngine(build(trial), trial, Gang(), None)
