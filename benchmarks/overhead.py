@@ -116,7 +116,7 @@ def layers(trials: list[Trial], folder: Path) -> tuple[dict[str, float], dict[st
         for of in trials:
             job = Job(of, {curve: END}, store.url, str(folder), "benchmark", 0, 30.0)
             with clock("lease"):
-                turn = take(job, driver.id, (), halving=False)
+                turn = take(job, driver.id, halving=False)
             assert isinstance(turn, Turn)
             with clock("manifests"):
                 writer = store.writer(of, readings(job.probes), {"host": "here", "threads": 1}, turn.job.fence)

@@ -13,6 +13,7 @@ left of a released lease is its fence.
 """
 
 import contextlib
+import math
 import re
 import secrets
 import socket
@@ -101,8 +102,9 @@ def claim(
 ) -> Lease | Held:
     """Take the lease of a trial, unless a living driver has it; a driver takes its own again.
 
-    `dead` are drivers whose silence someone has heard. `above` is the fence that the trial's manifest knows: also a
-    lease whose key was lost gets a higher one. Raises `StoreFailure`.
+    `dead` are drivers of whose silence the caller has just heard: one that only slept may speak again at any moment,
+    and elsewhere the keys tell, for that of a dead driver is deleted. `above` is the fence that the trial's manifest
+    knows: also a lease whose key was lost gets a higher one. Raises `StoreFailure`.
     """
     while True:  # who loses a race has another's lease to look at
         version, entry = _entry(storage, trial_id)
@@ -169,8 +171,10 @@ class Driver:
             at=datetime.now(UTC),
             study=study,
         )
+        self._limit = limit
         self._pause = limit / BEATS
         self._lookout = Lookout(storage, self.id, limit=limit)
+        self._lapsed = -math.inf  # when its key was found gone
         self._over = threading.Event()
         self._heart = threading.Thread(target=self._live, name="lease", daemon=True)
 
@@ -202,10 +206,22 @@ class Driver:
 
     def beat(self) -> None:
         """A sign of life. Raises `StoreFailure`."""
+        if self._presence.beat and self._storage.size(_driver(self.id)) is None:
+            self._lapsed = time.monotonic()  # another took it for dead
         self._presence = self._presence.model_copy(
             update={"beat": self._presence.beat + 1, "at": datetime.now(UTC)},
         )
         self._storage.write(_driver(self.id), self._presence.model_dump_json().encode())
+
+    def missed(self) -> bool:
+        """Whether its key was not there just now or of late, as after a sleep: who saw nothing of it may see the store
+        well. Puts it back."""
+        try:
+            if self._storage.size(_driver(self.id)) is None:
+                self.beat()
+        except OSError:
+            return True  # nobody sees anything
+        return time.monotonic() - self._lapsed < self._limit
 
     def _live(self) -> None:
         while not self._over.wait(self._pause):

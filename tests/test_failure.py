@@ -1,6 +1,7 @@
 """What went wrong is told from real errors, and what follows is a table. Nothing here starts Ray."""
 
 import contextlib
+import errno
 import os
 import resource
 import socket
@@ -59,6 +60,11 @@ def full() -> None:
         file.write("x" * 100_000)
 
 
+def forbidden() -> None:
+    """A data set or a library that this user may not read: nothing of the store."""
+    raise PermissionError(errno.EACCES, "Permission denied", "/data/cifar")
+
+
 def from_a_broken_store() -> None:
     try:
         raise StoreFailure("results: cannot be written (connection reset by peer)")
@@ -81,6 +87,7 @@ def from_a_broken_store() -> None:
         (from_a_broken_store, Kind.STORAGE),
         (lambda: torch.ones(2) @ torch.ones(3), Kind.CODE),
         (lambda: {}["key"], Kind.CODE),
+        (forbidden, Kind.CODE),
         (lambda: open("/nonexistent"), Kind.CODE),  # noqa: SIM115
     ],
 )
@@ -193,7 +200,11 @@ def code(line: int) -> Failure:
         (30, [code(1), code(1), code(2)], False),  # not alike
         (30, [code(1), None, code(1), code(1), code(1)], False),  # one of the first trained
         (30, [Failure(Kind.STORAGE, "disk full")] * ALIKE, True),
-        (30, [Failure(Kind.WORKER, "died")] * ALIKE, False),  # the machines' error is not the study's
+        (30, [Failure(Kind.WORKER, f"died at step {step}") for step in range(ALIKE)], True),  # each again and again
+        (30, [Failure(Kind.HANG, f"no step in {seconds} s") for seconds in range(ALIKE)], True),
+        (30, [Failure(Kind.WORKER, "died"), Failure(Kind.HANG, "no step"), Failure(Kind.WORKER, "died")], False),
+        (30, [Failure(Kind.NODE, "lost")] * ALIKE, False),  # the machines' error is not the study's
+        (30, [Failure(Kind.OOM, "out of memory")] * ALIKE, False),  # the longest come first; a smaller one may fit
         (2, [code(1)] * 2, True),
     ],
 )
@@ -235,11 +246,47 @@ def test_a_step_that_takes_too_long_is_noticed_and_readings_have_their_time() ->
 def test_the_limit_is_ten_median_steps_ten_foreseen_ones_before_there_are_any_and_never_less_than_its_floor() -> None:
     pulse = Pulse(60.0, lambda wrong: None, floor=120.0)
     try:
+        pulse.going()
         assert pulse.limit == 600.0
         pulse._taken.extend([20.0, 30.0, 4000.0])
         assert pulse.limit == 300.0
         pulse._taken.extend([1.0] * 10)
         assert pulse.limit == 120.0
+    finally:
+        pulse.end()
+
+
+def test_what_comes_between_two_steps_has_a_longer_limit_and_idle_time_none() -> None:
+    heard = threading.Event()
+    told: list[str] = []
+
+    def stalled(wrong: str) -> None:
+        told.append(wrong)
+        heard.set()
+
+    pulse = Pulse(0.0, stalled, floor=60.0, rest=0.4)
+    try:
+        pulse.going()
+        pulse.beat()
+        pulse.idle()
+        time.sleep(1.0)  # until the schedule calls again
+        assert not told
+        pulse.going()
+        pulse.beat()
+        assert heard.wait(60)  # a checkpoint or a reading that never ends
+    finally:
+        pulse.end()
+    assert "no end of what comes between two steps" in told[0]
+
+
+def test_a_reading_may_take_ten_times_as_long_as_the_longest_and_as_long_as_a_thousand_steps() -> None:
+    pulse = Pulse(1.0, lambda wrong: None)
+    try:
+        assert pulse.limit == 1000.0  # the first, where a step is foreseen to take a second
+        pulse._taken.append(0.1)
+        assert pulse.limit == 900.0
+        pulse._longest = 200.0
+        assert pulse.limit == 2000.0
     finally:
         pulse.end()
 

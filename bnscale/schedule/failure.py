@@ -67,6 +67,10 @@ POLICY: Mapping[Kind, Policy] = {
 }
 
 
+# What the first trials may have in common with all. Not memory: the longest come first, and a smaller one may fit.
+_COMMON = {Kind.STORAGE, *(kind for kind, policy in POLICY.items() if policy.then is Then.FAILED)} - {Kind.OOM}
+
+
 @dataclass(frozen=True)
 class Failure:
     """One, of one attempt."""
@@ -198,7 +202,7 @@ class Judge:
         first = self._first[: min(ALIKE, self._trials)]
         if len(first) < min(ALIKE, self._trials):
             return None
-        failures = [each for each in first if each is not None and each.kind in (Kind.CODE, Kind.STORAGE)]
+        failures = [each for each in first if each is not None and each.kind in _COMMON]
         places = {(each.kind, each.place if each.kind is Kind.CODE else "") for each in failures}
         return failures[0] if len(failures) == len(first) and len(places) == 1 else None
 
@@ -219,7 +223,8 @@ _DEATHS = {
     Kind.PREEMPTED: r"actor's node was preempted|forcibly preempted|due to draining",
     Kind.NODE: r"node has died|actor's node was|node it was running on is dead",
 }
-_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM}
+# Without the store's word for it. A right that lacks may be to anything: that is told as an error of the code.
+_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
 
 
 def _kind(error: BaseException) -> Kind:

@@ -120,22 +120,38 @@ def gpu_type(device: str) -> str | None:
 
 def on_one_type(cluster: Cluster, devices: list[str]) -> Cluster:
     """The part of a cluster with GPUs of one type: that of the first of `devices`, on which the study has trained, or
-    else that of which the cluster has most. Raises Refusal where it has none of them."""
-    here = Counter[str]()
-    for node in cluster.nodes:
-        if node.gpu_type:
-            here[node.gpu_type] += node.gpus
+    else that of which the cluster has most, or may have. Raises Refusal where it has none of them, and where an
+    autoscaler may bring GPUs of which its file does not say the type."""
+    here, may = _by_type(cluster.nodes), _by_type(cluster.most or [])
     if not devices:
-        first = here.most_common(1)[0][0] if here else None
+        first = next((types.most_common(1)[0][0] for types in (here, may) if types), None)
     else:
         first = gpu_type(devices[0])
-        if first is None and here:
-            raise Refusal(_other_type(devices[0], here))
+        if first is None and (here or may):
+            raise Refusal(_other_type(devices[0], here | may))
+    untold = any(node.gpus and not node.gpu_type for node in cluster.most or [])
+    if untold and first not in here and first not in may:
+        raise Refusal(
+            "--same-gpu: the cluster's file does not say the type of the GPUs that may come; give each of its node "
+            "types with GPUs a resource such as accelerator_type:L4: 1, or leave --same-gpu out"
+        )
     if first is None:
-        return cluster  # without GPUs, or an autoscaler has yet to bring the first
-    if first not in here and not cluster.most:
-        raise Refusal(_other_type(devices[0], here))
-    return replace(cluster, nodes=[node for node in cluster.nodes if node.gpu_type in (first, None)], gpu_type=first)
+        return cluster  # without GPUs
+    if first not in here and first not in may:
+        raise Refusal(_other_type(devices[0], here | may))
+    fit = [node for node in cluster.nodes if node.gpu_type == first or not node.gpus]
+    # Where nothing of that type may come, what is there is all.
+    most = [node for node in cluster.most or [] if node.gpu_type == first or not node.gpus] if first in may else None
+    return replace(cluster, nodes=fit, most=most, gpu_type=first)
+
+
+def _by_type(nodes: list[Node]) -> Counter[str]:
+    """GPUs."""
+    types = Counter[str]()
+    for node in nodes:
+        if node.gpu_type:
+            types[node.gpu_type] += node.gpus
+    return types
 
 
 def _other_type(device: str, here: Counter[str]) -> str:

@@ -9,7 +9,7 @@ from bnscale import lease
 from bnscale.lease import Held, Lease
 from bnscale.storage import storage
 from bnscale.store import Manifest, Store
-from bnscale.trial import Outcome
+from bnscale.trial import Outcome, Refusal
 
 if TYPE_CHECKING:
     from bnscale.train import Job
@@ -37,8 +37,17 @@ class Turn:
         with contextlib.suppress(OSError):
             lease.release(self.store.storage, self.lease)
 
+    def overtaken(self) -> bool:
+        """Whether another driver has trained the trial to its end after all, while this one slept."""
+        from bnscale.train import readings
 
-def take(job: "Job", driver: str, dead: Collection[str], *, halving: bool) -> Turn | Elsewhere:
+        with contextlib.suppress(Refusal, OSError):
+            manifest = self.store.manifest(self.job.trial.id)
+            return manifest is not None and manifest.covers(readings(self.job.probes))
+        return False
+
+
+def take(job: "Job", driver: str, *, halving: bool) -> Turn | Elsewhere:
     """Claim a trial just before its training begins. Raises `StoreFailure`, and `Refusal` for a damaged manifest.
 
     On a machine that does not see the driver's store that is `Unseen`, and nothing is made there: its node may have
@@ -46,13 +55,13 @@ def take(job: "Job", driver: str, dead: Collection[str], *, halving: bool) -> Tu
     """
     lease.check_seen(storage(job.store), driver)
     store = Store(job.store)
-    got = lease.claim(store.storage, job.trial.id, driver, dead)
+    got = lease.claim(store.storage, job.trial.id, driver)
     if isinstance(got, Held):
         return Elsewhere(got.who, over=False)
     # Only now, for until then its holder may have trained it to the end.
     manifest = store.manifest(job.trial.id)
     if manifest and manifest.fence >= got.fence:
-        got = lease.claim(store.storage, job.trial.id, driver, dead, above=manifest.fence)
+        got = lease.claim(store.storage, job.trial.id, driver, above=manifest.fence)
         if isinstance(got, Held):
             return Elsewhere(got.who, over=False)
     turn = Turn(replace(job, fence=got.fence), store, got)

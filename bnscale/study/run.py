@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from bnscale.schedule.tune import Cluster
 
 
+_UNITS = {"max-hours": "hours", "save-every": "seconds"}
+
+
 @dataclass(frozen=True)
 class Way:
     """How trials are run: nothing here changes a number."""
@@ -45,6 +48,12 @@ class Way:
     max_hours: float | None = None  # of wall time, after which all ends at its checkpoint
     same_gpu: bool = False  # only on GPUs of the type on which the study began
     yes: bool = False  # also more trials than are trained without asking twice
+
+    def __post_init__(self) -> None:
+        for name, value in (("max-hours", self.max_hours), ("save-every", self.save_every)):
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                out = "leave it out" if name == "max-hours" else "its least is 0"
+                raise Refusal(f"--{name} {value:g}: is a number of {_UNITS[name]}, and not without end; {out}")
 
     @property
     def words(self) -> list[str]:
@@ -210,12 +219,14 @@ def _check_size(way: Way, cluster: "Cluster") -> None:
     """Raises `Refusal` for workers that no part of the cluster has room for, whatever they train."""
     room = cluster.slots(way.threads, 0)
     if room < way.workers_per_trial:
-        nodes = Counter(f"{node.cpus} CPUs and {node.gpus} GPUs" for node in cluster.nodes)
-        threads = max((node.cpus for node in cluster.nodes), default=1)
+        all_nodes = cluster.most or cluster.nodes
+        has = "may have" if cluster.most else "has"
+        nodes = Counter(f"{node.cpus} CPUs and {node.gpus} GPUs" for node in all_nodes)
+        threads = max((node.cpus for node in all_nodes), default=1)
         fits = f"--workers-per-trial {room}" if room else f"--threads {max(1, threads)}"
         raise Refusal(
             f"--workers-per-trial {way.workers_per_trial} --threads {way.threads}: there is no room for them; the "
-            f"cluster has {', '.join(f'{count} x ({node})' for node, count in nodes.items())}; at most {fits} fits; "
+            f"cluster {has} {', '.join(f'{count} x ({node})' for node, count in nodes.items())}; at most {fits} fits; "
             "`ray status` shows what may still come, --address names a larger cluster"
         )
 

@@ -3,6 +3,7 @@ come; and grids without end. With real Ray, started here."""
 
 import errno
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -27,6 +28,7 @@ from bnscale.schedule.budget import Forecast
 from bnscale.schedule.needs import GIB, Cluster, Node, needs_of
 from bnscale.schedule.turns import take
 from bnscale.storage import Folder, StoreFailure, check, storage
+from bnscale.study.run import Way, _check_size
 from bnscale.train import Job
 from bnscale.trial import Refusal
 
@@ -147,7 +149,7 @@ def test_25_a_trial_goes_elsewhere_from_a_node_that_joined_later_and_sees_anothe
 def test_25_where_nothing_is_seen_of_the_driver_nothing_is_made(tmp_path: Path) -> None:
     job = Job(digits(), {}, str(tmp_path / "results"), data="", commit=None, zero=0, save_every=30.0)
     with pytest.raises(Unseen, match="shows nothing of the driver that writes there; mount the same folder"):
-        take(job, "somebody", (), halving=False)
+        take(job, "somebody", halving=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -273,9 +275,19 @@ def test_39_more_than_five_thousand_trials_are_trained_only_with_yes(tmp_path: P
 
 
 def test_39_yes_goes_on_to_be_said_by_the_command_that_resumes() -> None:
-    from bnscale.study.run import Way
-
     assert Way(yes=True).words == ["--yes"]
+
+
+@pytest.mark.parametrize("way", [{"max_hours": math.inf}, {"max_hours": math.nan}, {"save_every": math.inf}])
+def test_a_number_without_end_is_refused(way: dict[str, float]) -> None:
+    with pytest.raises(Refusal, match=r"^--(max-hours|save-every) (inf|nan): "):
+        Way(**way)  # type: ignore[arg-type]
+
+
+def test_who_has_no_room_on_a_growing_cluster_hears_what_it_may_grow_to() -> None:
+    growing = Cluster("", False, [Node(2, 0, GIB), Node(8, 1, GIB)], [Node(2, 0, GIB)])
+    with pytest.raises(Refusal, match="the cluster may have .*1 x .8 CPUs and 1 GPUs"):
+        _check_size(Way(workers_per_trial=4), growing)
 
 
 # --- 45: a cluster that does not let us in ----------------------------------------------------------

@@ -36,14 +36,15 @@ from bnscale.lease import Driver, Held, Lease, claim, drivers, holder, release
 from bnscale.probes import EPOCH, curve
 from bnscale.schedule.failure import Ending
 from bnscale.schedule.loop import Training
+from bnscale.schedule.notice import Notice
 from bnscale.schedule.progress import Watch
-from bnscale.schedule.tune.lead import Brief
+from bnscale.schedule.tune.lead import Brief, Lead
 from bnscale.schedule.turns import Elsewhere, Turn, look, take
 from bnscale.storage import Folder
 from bnscale.store import Manifest, Store, TakenOver
 from bnscale.study.asked import Asked
 from bnscale.study.say import say_status
-from bnscale.trial import Outcome, Trial
+from bnscale.trial import Outcome, Refusal, Trial
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "studies" / "frankle_depth.py"
@@ -91,7 +92,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, ...]]:
     """What one driver that nothing happens to reads."""
     store = tmp_path_factory.mktemp("unbroken")
     with Driver(Folder(store), "alone") as driver:
-        turn = take(job(store), driver.id, (), halving=False)
+        turn = take(job(store), driver.id, halving=False)
         assert isinstance(turn, Turn)
         assert to_the_end(turn) is Outcome.FINISHED
     return rows(store)
@@ -122,7 +123,7 @@ def another(store: Path, machine: str) -> Iterator[subprocess.Popen[str]]:
 def until_taken(store: Path, driver: Driver) -> Turn:
     deadline = time.monotonic() + 60
     while True:
-        turn = take(job(store), driver.id, driver.dead(), halving=False)
+        turn = take(job(store), driver.id, halving=False)
         if isinstance(turn, Turn):
             return turn
         assert time.monotonic() < deadline
@@ -136,7 +137,7 @@ def test_07_the_trial_of_a_machine_lost_for_ever_goes_on_elsewhere_when_its_leas
     tmp_path: Path, unbroken: list[tuple[Any, ...]]
 ) -> None:
     with another(tmp_path, "lost") as process, Driver(Folder(tmp_path), "depth", limit=LIMIT) as driver:
-        held = take(job(tmp_path), driver.id, driver.dead(), halving=False)
+        held = take(job(tmp_path), driver.id, halving=False)
         assert held == Elsewhere(f"{leases.socket.gethostname()}:{process.pid} (study slow)", over=False)
         process.kill()
         process.wait()
@@ -154,7 +155,7 @@ def test_07_the_trial_of_a_driver_killed_on_this_machine_is_free_at_once(
     tmp_path: Path, unbroken: list[tuple[Any, ...]]
 ) -> None:
     with another(tmp_path, "") as process, Driver(Folder(tmp_path), "depth", limit=1e6) as driver:
-        assert isinstance(take(job(tmp_path), driver.id, driver.dead(), halving=False), Elsewhere)
+        assert isinstance(take(job(tmp_path), driver.id, halving=False), Elsewhere)
         process.kill()
         process.wait()
         assert to_the_end(until_taken(tmp_path, driver)) is Outcome.FINISHED
@@ -246,7 +247,7 @@ def test_11_what_another_driver_ended_since_it_was_planned_is_not_trained_again(
     with Driver(store.storage, "one") as one, Driver(store.storage, "two") as two:
         finished, failed, older, stopped = (job(tmp_path, seed) for seed in range(4))
         for each, outcome in ((finished, Outcome.DIVERGED), (failed, Outcome.FAILED), (older, Outcome.FAILED)):
-            turn = take(each, one.id, (), halving=False)
+            turn = take(each, one.id, halving=False)
             assert isinstance(turn, Turn)
             store.writer(each.trial, train.readings(each.probes), {}, turn.job.fence).finish(outcome, 0, {})
             turn.end()
@@ -261,11 +262,54 @@ def test_11_what_another_driver_ended_since_it_was_planned_is_not_trained_again(
             (stopped, False, None),
         ):
             assert look(each, two.id, (), halving=halving) == found
-            turn = take(each, two.id, (), halving=halving)
+            turn = take(each, two.id, halving=halving)
             assert (turn == found) if found else isinstance(turn, Turn)
             if isinstance(turn, Turn):
                 turn.end()
             assert holder(store.storage, each.trial.id) is None
+
+
+def test_11_a_driver_that_only_slept_is_not_robbed_by_who_had_taken_it_for_dead(tmp_path: Path) -> None:
+    each = job(tmp_path)
+    with Driver(Folder(tmp_path), "slept", limit=1e6) as slept, Driver(Folder(tmp_path), "other", limit=1e6) as other:
+        other._lookout = leases.Lookout(Folder(tmp_path), other.id, limit=0.0)
+        assert other.dead() == {slept.id}
+        assert slept.missed()  # whoever looked for it now saw nothing of it, and is not blind
+        turn = take(each, slept.id, halving=False)
+        assert isinstance(turn, Turn)
+        assert isinstance(take(each, other.id, halving=False), Elsewhere)
+        turn.end()
+
+
+def test_11_who_sees_nothing_of_a_driver_that_is_well_is_blind(tmp_path: Path) -> None:
+    with Driver(Folder(tmp_path), "well", limit=1e6) as well:
+        assert not well.missed()
+        well.beat()
+        assert not well.missed()
+
+
+def test_11_what_another_driver_finishes_between_claim_and_writer_is_left_to_it_and_is_no_failure(
+    tmp_path: Path,
+) -> None:
+    each = job(tmp_path)
+    with Driver(Folder(tmp_path), "slept", limit=1e6) as slept, Driver(Folder(tmp_path), "other", limit=1e6) as other:
+        turn = take(each, slept.id, halving=False)
+        assert isinstance(turn, Turn)
+        assert not turn.overtaken()
+        Folder(tmp_path).delete(f"drivers/{slept.id}.json")
+        taken = take(each, other.id, halving=False)
+        assert isinstance(taken, Turn)
+        taken.store.writer(each.trial, train.readings(each.probes), {}, taken.job.fence).finish(Outcome.FINISHED, 0, {})
+        taken.end()
+        lead = Lead.__new__(Lead)
+        vars(lead).update(
+            turn=turn, notice=Notice(), pulse=None, watchdog=None, at=None, began=0, nodes=["here"], leaving=[]
+        )
+        with pytest.raises(Refusal, match="is trained once") as raised:
+            to_the_end(turn)
+        told = lead._failed(raised.value)
+        assert (told["failure"], told["elsewhere"]) == (None, Elsewhere("another driver", over=False))
+        assert look(each, slept.id, (), halving=False) == Elsewhere("another driver", True, Outcome.FINISHED)
 
 
 def test_07_a_driver_that_waits_takes_what_another_leaves_and_counts_what_it_ends(
@@ -281,10 +325,10 @@ def test_07_a_driver_that_waits_takes_what_another_leaves_and_counts_what_it_end
         brief = Brief(jobs, {}, {}, Training(), run="", stall=60, driver=second.id)
         said = io.StringIO()
         watch = Watch(dict.fromkeys(jobs, 1.0), Console(file=said, width=200))
-        telling = schedule._Telling(brief, watch, elastic=False)
+        telling = schedule._Telling(brief, watch, second, elastic=False)
         for each in (left, ended):
-            assert isinstance(take(each, first.id, (), halving=False), Turn)
-            found = take(each, second.id, (), halving=False)
+            assert isinstance(take(each, first.id, halving=False), Turn)
+            found = take(each, second.id, halving=False)
             assert isinstance(found, Elsewhere)
             telling.settle(each.trial.id, found)
         writer = store.writer(ended.trial, train.readings(ended.probes), {}, 1)
@@ -373,7 +417,7 @@ def _another(store: Path, machine: str) -> None:
     if machine:
         leases._machine = lambda: machine  # type: ignore[assignment]
     with Driver(Folder(store), "slow", limit=LIMIT) as driver:
-        turn = take(job(store), driver.id, (), halving=False)
+        turn = take(job(store), driver.id, halving=False)
         assert isinstance(turn, Turn)
         to_the_end(turn, pause=0.05)
 

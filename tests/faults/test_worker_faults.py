@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 import psutil
@@ -36,12 +37,14 @@ from bnscale.engine import Gang
 from bnscale.lease import Driver, holder
 from bnscale.probes import STEP, curve, gamma
 from bnscale.report import page
-from bnscale.schedule.failure import Ending, Hopeless, Kind
+from bnscale.schedule.failure import Ending, Failure, Hopeless, Kind, OutOfTime
 from bnscale.schedule.loop import Training
 from bnscale.schedule.needs import GIB, Cluster, Need, Node, gpu_type, needs_of, on_one_type
-from bnscale.schedule.notice import Cloud
+from bnscale.schedule.notice import Cloud, Notice
 from bnscale.schedule.progress import Watch
 from bnscale.schedule.tune import connect, run
+from bnscale.schedule.tune.driver import _Telling
+from bnscale.schedule.tune.lead import Brief, Lead
 from bnscale.storage import Folder
 from bnscale.store import Manifest, Store
 from bnscale.study import command
@@ -53,7 +56,8 @@ for module in (test_tune, sys.modules[__name__]):
 
 pytestmark = pytest.mark.timeout(400)  # a worker takes seconds to start, and many on a busy machine
 
-TAKEN_AWAY, DRAINED, HANGS, OOM, OOM_ALWAYS, NEIGHBOUR, FULL, BROKEN, MEETS = range(201, 210)  # seeds with a meaning
+# Seeds with a meaning.
+TAKEN_AWAY, DRAINED, HANGS, OOM, OOM_ALWAYS, NEIGHBOUR, FULL, BROKEN, MEETS, STUCK = range(201, 211)
 HANG = 4.0  # seconds that a step may take here
 
 
@@ -72,11 +76,18 @@ class Faulty(Toy):
 
     def run(self, job: Any, gang: Gang, threads: int, stop: Callable[[], bool]) -> Iterator[Progress]:
         first = not (Path(job.store) / f"{job.trial.id}.{gang.rank}").exists()
+        if job.trial.seed == STUCK:
+            stop = self.stuck(stop)
         last = gang.rank == gang.workers - 1
         for at in super().run(job, gang, threads, stop):
             yield at
             if at.step >= 4 and last:
                 self.meet(job, first)
+
+    @staticmethod
+    def stuck(stop: Callable[[], bool]) -> Callable[[], bool]:
+        """Asked to save, it never does."""
+        return lambda: stop() and time.sleep(1e6) is None
 
     def meet(self, job: Any, first: bool) -> None:
         seed = job.trial.seed
@@ -328,6 +339,31 @@ def test_08_a_node_that_the_cluster_drains_is_left_at_a_checkpoint(alone: dict[s
     assert [line[0] for line in told(each)] == ["began", "saved", "began", "ended"]
     (line,) = of(alone["said"], each)
     assert "its node is taken away" in line
+
+
+def test_08_a_machine_that_is_about_to_go_is_given_no_trial_again_where_there_is_another(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each = job(tmp_path, 1)
+    brief = Brief({each.trial.id: each}, {each.trial.id: Need(1, 1, 0, 1)}, {}, Faulty(), "run", 1.0)  # type: ignore[dict-item]
+    trial = SimpleNamespace(config={"trial": each.trial.id}, status="RUNNING")
+    result = dict.fromkeys(("outcome", "loss"), None) | {
+        "spoilt": True, "nodes": ["going"], "leaving": ["going"], "at": 0, "epoch": 0.0, "began": 0,
+        "failure": Failure(Kind.PREEMPTED, "about to go"),
+    }  # fmt: skip
+    for others, avoided in (([], []), (["other"], ["going"])):
+        monkeypatch.setattr("bnscale.schedule.tune.driver.roomy_nodes", lambda gpus, others=others: ["going", *others])
+        with Listener([each]) as watch:
+            telling = _Telling(brief, watch, None, elastic=False)
+            telling.on_trial_result(0, [], trial, result)
+            assert (telling.open(each.trial.id), telling.avoid()) == (True, avoided)
+    here = ray.get_runtime_context().get_node_id()
+    lead = Lead.__new__(Lead)
+    vars(lead).update(notice=Notice(), nodes=[here], members=[], told=False)
+    lead.notice.given.set()
+    assert lead._leaving() == [here]
+    lead.leave()  # by the word of the cluster, which gives that node to nobody
+    assert lead._leaving() == []
 
 
 def test_08_the_notice_of_a_cloud_is_read_where_it_gives_one() -> None:
@@ -583,6 +619,20 @@ def test_at_the_end_of_its_hours_a_study_stops_with_124_and_says_how_to_go_on(
     assert {each.outcome for each in Store.existing(tmp_path).manifests()} <= {None}
 
 
+def test_a_worker_that_never_saves_does_not_hold_up_the_end_of_the_hours(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each = job(tmp_path, STUCK, steps=100_000)
+    late = SimpleNamespace(monotonic=lambda: time.monotonic() + (3600 * 5 if told(each) else 0))
+    monkeypatch.setattr("bnscale.schedule.tune.driver.time", late)
+    monkeypatch.setattr("bnscale.schedule.tune.driver.HALT", 1.0)
+    watch = Listener([each])
+    start = partial(run, [each], foresee([each]), cluster, workers=1, threads=1, rivals=None, loop=Faulty())
+    with watch, pytest.raises(OutOfTime):
+        start(watch=watch, mend="the same again", until=time.monotonic() + 3600 * 4)
+    assert f"{each.trial.id}: no new checkpoint (no answer in 1 s); the one before it counts" in watch.said
+
+
 # --- 34, 36, 37: what a trial goes on under -------------------------------------------------------
 
 
@@ -648,6 +698,15 @@ def test_37_another_gpu_type_is_recorded_shown_and_forbidden_where_that_is_asked
         on_one_type(mixed, ["Intel(R) Xeon(R) Processor"])
     with pytest.raises(Refusal, match="the cluster has no GPU"):
         on_one_type(replace(mixed, nodes=mixed.nodes[2:]), [h100])
+    head, l4, untold = Node(4, 0, GIB), Node(8, 1, 64 * GIB, "L4"), Node(8, 1, 64 * GIB)
+    growing = Cluster("", False, [head, l4, Node(8, 4, 64 * GIB, "A100")], [head])
+    assert on_one_type(growing, ["NVIDIA L4"]).most == [head, l4]
+    assert on_one_type(growing, []).gpu_type == "A100"  # before the first has come
+    with pytest.raises(Refusal, match="began on NVIDIA H100.*the cluster has L4, A100"):
+        on_one_type(growing, [h100])
+    with pytest.raises(Refusal, match="does not say the type of the GPUs that may come"):
+        on_one_type(replace(growing, most=[head, untold]), [])
+    assert on_one_type(replace(growing, most=[head, l4], nodes=mixed.nodes), [h100]).most is None
     each = test_tune.job(tmp_path, 1)
     need = needs_of([each], foresee([each]), on_one_type(mixed, [h100]), 1, 1)[each.trial.id]  # type: ignore[list-item]
     assert need == Need(1, 1, 1, need.memory, "H100")

@@ -231,9 +231,10 @@ def _nodes() -> list[Node]:
     return [_node(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
-def roomy_nodes() -> list[str]:
-    """Ids of the nodes that are there and have a CPU for a trial."""
-    return [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+def roomy_nodes(gpus: int = 0) -> list[str]:
+    """Ids of the nodes that are there and have a CPU for a trial, and so many GPUs."""
+    there = [(node["NodeID"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    return [name for name, has in there if has.get("CPU", 0) >= 1 and has.get("GPU", 0) >= gpus]
 
 
 def draining_nodes() -> list[str]:

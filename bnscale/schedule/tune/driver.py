@@ -10,7 +10,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from types import FrameType
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from bnscale.schedule.budget import Forecast
     from bnscale.train import Job
 
+HALT = 900.0  # seconds that the workers have to save their checkpoints before a run ends
 POLL = 1.0  # seconds between two looks at the trials of other drivers
 NODE = "ray.io/node-id"  # the label that every node has of Ray itself
 LOOK = 2.0  # seconds between two questions to the cluster which of its nodes are to go
@@ -86,7 +86,7 @@ def run(
         driver=driver.id if driver else None,
         halving=rivals is not None,
     )
-    telling = _Telling(brief, watch, elastic=cluster.most is not None)
+    telling = _Telling(brief, watch, driver, elastic=cluster.most is not None)
     groups = max(1, min(cluster.slots(need.threads, need.memory) // need.workers for need in needs.values()))
     # Pending trials each ask Ray for a placement; few of them keep the order and cost little.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(groups)
@@ -96,9 +96,8 @@ def run(
         while True:
             while left := [trial for trial in order if telling.open(trial)]:
                 before = telling.strikes
-                brief = telling.brief = replace(brief, dead=driver.dead() if driver else frozenset())
                 _round(left, brief, telling, _scheduler(by_id, rivals, telling), brake)
-                if brake.why is _Why.BLIND:
+                if brake.why is _Why.UNFIT:
                     brake.why = None
                 elif brake.why is not None or telling.strikes == before:
                     break
@@ -117,7 +116,7 @@ class _Why(Enum):
     ASKED = "stopped"
     TIME = "the time is up"
     HOPELESS = "stopped"
-    BLIND = "goes on"  # one node less: it does not see the store
+    UNFIT = "goes on"  # on other nodes
 
 
 def _stopped(why: _Why, telling: "_Telling", mend: str) -> BaseException:
@@ -139,10 +138,10 @@ def _stopped(why: _Why, telling: "_Telling", mend: str) -> BaseException:
 def _round(trials: list[str], brief: Brief, telling: "_Telling", scheduler: FIFOScheduler, brake: "_Brake") -> None:
     """One pass of Tune over `trials`."""
 
-    needs, blind = brief.needs, telling.avoid()
+    needs, unfit = brief.needs, telling.avoid()
 
     def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        return _place(needs[config["trial"]], blind)
+        return _place(needs[config["trial"]], unfit)
 
     folder = own_folder(tempfile.gettempdir())
     try:
@@ -164,12 +163,12 @@ def _round(trials: list[str], brief: Brief, telling: "_Telling", scheduler: FIFO
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _place(need: Need, blind: list[str]) -> tune.PlacementGroupFactory:
+def _place(need: Need, unfit: list[str]) -> tune.PlacementGroupFactory:
     """What a trial asks of the cluster, on other nodes than these."""
     bundles = need.bundles()
-    if not blind:
+    if not unfit:
         return tune.PlacementGroupFactory(bundles, strategy="PACK")
-    label = {NODE: f"!in({','.join(blind)})"}
+    label = {NODE: f"!in({','.join(unfit)})"}
     return tune.PlacementGroupFactory(bundles, strategy="PACK", bundle_label_selector=[label] * len(bundles))
 
 
@@ -197,9 +196,10 @@ def _await(telling: "_Telling", driver: Driver, brake: "_Brake") -> bool:
 class _Telling(tune.Callback):
     """Hears what Tune reports, has failures judged, and tells the watch."""
 
-    def __init__(self, brief: Brief, watch: Watch, *, elastic: bool) -> None:
+    def __init__(self, brief: Brief, watch: Watch, driver: Driver | None, *, elastic: bool) -> None:
         self.brief = brief
         self.watch = watch
+        self.driver = driver
         self.elastic = elastic  # whether an autoscaler may bring other nodes
         self.judge = Judge(len(brief.jobs))
         self.endings: dict[str, Ending] = {}
@@ -211,7 +211,7 @@ class _Telling(tune.Callback):
         self.given_up: list[Any] = []  # trials that Tune has put into its queue again
         self.told: set[str] = set()  # trials of whose end the watch has heard
         self.leaving: set[Any] = set()  # actors that have been told that a node of theirs is to go
-        self.blind: set[str] = set()  # nodes that do not see the store
+        self.unfit: set[str] = set()  # nodes that do not see the store, or are about to go
         self.avoided: set[str] = set()  # those of them that this round knows
         self._looked = 0.0
 
@@ -231,10 +231,11 @@ class _Telling(tune.Callback):
             self.watch.held(trial, found.who)
 
     def avoid(self) -> list[str]:
-        """From now on: nodes that do not see the store, as long as there may be any other place."""
-        self.avoided = set(self.blind)
-        elsewhere = not self.blind or self.elastic or set(roomy_nodes()) - self.blind
-        return sorted(self.blind) if elsewhere else []
+        """From now on: nodes that are unfit, as long as there may be any other place."""
+        self.avoided = set(self.unfit)
+        self.struck.clear()  # those workers went with their round
+        self.given_up.clear()
+        return sorted(self.unfit) if self.unfit and self._elsewhere(self.unfit) else []
 
     def note(self, trial: str, result: Mapping[str, Any]) -> None:
         if result["outcome"]:
@@ -284,6 +285,7 @@ class _Telling(tune.Callback):
         )
         if result["failure"]:
             self.struck.add(name)
+            self._shun(result["leaving"])
             self._failed(trial, result["failure"])
             if name in self.endings:
                 trial.max_failures = 0
@@ -298,6 +300,16 @@ class _Telling(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._died(trial)
 
+    def _shun(self, nodes: list[str]) -> None:
+        """Nodes that are about to go, where there may be any other place."""
+        if nodes and self._elsewhere(self.unfit.union(nodes)):
+            self.unfit.update(nodes)
+
+    def _elsewhere(self, unfit: set[str]) -> bool:
+        """Whether there may be any place beside these nodes."""
+        gpus = max(need.gpus for need in self.brief.needs.values())
+        return self.elastic or bool(set(roomy_nodes(gpus)) - unfit)
+
     # --- failures --------------------------------------------------------------------------------
 
     def _died(self, trial: Any) -> None:
@@ -311,8 +323,8 @@ class _Telling(tune.Callback):
     def _failed(self, trial: Any, failure: Failure) -> None:
         name = trial.config["trial"]
         self.strikes += 1
-        if failure.kind is Kind.UNSEEN:
-            self.blind.update(self.nodes[name][:1])  # the leading worker alone writes
+        if failure.kind is Kind.UNSEEN and not (self.driver and self.driver.missed()):
+            self.unfit.update(self.nodes[name][:1])  # the leading worker alone writes
         then = self.judge.failed(name, failure, may_recompute=recomputable(self.brief.jobs[name].trial))
         if then in (Then.AGAIN, Then.RECOMPUTING):
             trial.config["recompute"] = self.judge.recomputing(name)
@@ -357,7 +369,7 @@ def _give_up(brief: Brief, trial: str, failure: Failure | None) -> None:
             record(brief.loop, job, failure)
         return
     with contextlib.suppress(Refusal, StoreFailure):
-        turn = take(job, brief.driver, brief.dead, halving=brief.halving)
+        turn = take(job, brief.driver, halving=brief.halving)
         if isinstance(turn, Turn):
             if failure:
                 record(brief.loop, turn.job, failure)
@@ -401,9 +413,9 @@ class _Brake(tune.Stopper):
 
     def stop_all(self) -> bool:
         if not self.pressed():
-            if self.telling.blind == self.telling.avoided:
+            if self.telling.unfit == self.telling.avoided:
                 return False
-            self.why = _Why.BLIND
+            self.why = _Why.UNFIT
         self._halt()
         return True
 
@@ -415,9 +427,15 @@ class _Brake(tune.Stopper):
         }
         if halts:
             stopping = "stopping: saving checkpoints (Ctrl-C again: at once)"
-            self.telling.watch.say("saving checkpoints, to go on elsewhere" if self.why is _Why.BLIND else stopping)
-        left = list(halts)
+            self.telling.watch.say("saving checkpoints, to go on elsewhere" if self.why is _Why.UNFIT else stopping)
+        left, until = list(halts), time.monotonic() + HALT
         while left:  # as long as a step of training takes; the second Ctrl-C ends the waiting
+            if time.monotonic() > until:
+                for answer in left:
+                    ray.kill(actors[halts[answer]])
+                    said = f"{halts[answer]}: no new checkpoint (no answer in {HALT:.0f} s); the one before it counts"
+                    self.telling.watch.say(said)
+                return
             ready, left = ray.wait(left, timeout=0.5)
             for answer in ready:
                 try:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from bnscale.schedule.failure import Failure, Kind, Memory
@@ -49,7 +50,6 @@ class Brief:
     run: str  # no other run of the cluster has this name
     stall: float  # seconds that a step may take, whatever its median
     driver: str | None = None  # whose leases the trials are trained under; None: under none
-    dead: frozenset[str] = frozenset()  # drivers whose leases nobody holds any more
     halving: bool = False  # whether a trial that is told to stop was given up
 
     def foreseen(self, trial: str) -> float:
@@ -107,6 +107,10 @@ class Member:
     def node(self) -> str:
         return str(ray.get_runtime_context().get_node_id())
 
+    def leaves(self) -> bool:
+        """Whether its machine is about to go."""
+        return self.notice.given.is_set()
+
     def train(self, job: "Job", foreseen: float, stall: float) -> Failure | None:
         """Follow the leading worker to the end of a trial. Returns what ended it before, if anything."""
 
@@ -138,9 +142,11 @@ class Lead(tune.Trainable):
 
         self.brief = brief
         self.need = brief.needs[config["trial"]]
+        self.told = False  # by the driver that a node is to go
         self.spoilt = False  # this process must serve no other trial
         self.notice = Notice()
         self.notice.listen()
+        self.leaving: list[str] = []  # nodes that have said that they are about to go
         self.members = self._raise()
         device = _ready(self.need.threads)  # takes seconds, on all workers at once
         self.gang = self._meet(device) if self.members else Gang(0, 1, device)
@@ -173,7 +179,9 @@ class Lead(tune.Trainable):
         return self._report(True)
 
     def leave(self) -> None:
-        """Save a checkpoint at the next step and make room. Called by the driver when a node is to go."""
+        """Save a checkpoint at the next step and make room. Called by the driver when a node is to go, which Ray then
+        gives to nobody."""
+        self.told = True
         self.notice.given.set()
 
     def cleanup(self) -> None:
@@ -207,7 +215,7 @@ class Lead(tune.Trainable):
         """Claim the trial, and set all workers to it, unless another driver has it."""
         self.begun = True
         if self.brief.driver is not None:
-            turn = take(self.job, self.brief.driver, self.brief.dead, halving=self.brief.halving)
+            turn = take(self.job, self.brief.driver, halving=self.brief.halving)
             if isinstance(turn, Elsewhere):
                 self.over = True
                 return turn
@@ -246,28 +254,41 @@ class Lead(tune.Trainable):
                 continue
             passed = time.monotonic() - start
             if passed > SLICE or (passed > QUICK and math.floor(at.epoch) > epoch):
+                self.pulse.idle()  # until Tune calls again
                 return False
             self.pulse.going()
         self._rest()
         if not self.stopping and (self.at is None or self.at.outcome is None):
+            self.leaving = self._leaving()
             raise TakenAwayError("the machine of a worker is about to go, and the trial has its checkpoint")
         self._end()
         return True
 
+    def _leaving(self) -> list[str]:
+        """The nodes of this gang whose machines have announced their end themselves."""
+        given = [self.notice.given.is_set() and not self.told]
+        with contextlib.suppress(RayError):  # one that is gone needs no avoiding
+            given += ray.get([each.leaves.remote() for each in self.members], timeout=GRACE)
+        return [node for node, leaves in zip(self.nodes, given, strict=False) if leaves]
+
     def _rest(self) -> None:
         """Nothing is trained any more."""
-        if self.pulse:
-            self.pulse.end()
         if self.watchdog:
             self.spoilt = not self.watchdog.dismiss()
+        if self.pulse:
+            self.pulse.end()
         self.notice.busy = False
 
     def _wind_up(self, *, given_up: bool) -> None:
         """Let the trial save a checkpoint and end, if it has not ended. `given_up`: by successive halving."""
         if self.begun and not self.over and not self.spoilt:
             self.stopping = True
+            assert self.pulse is not None
+            self.pulse.going()
             for at in self.steps:
                 self.at = at
+                if at.outcome is None and at.step < at.total:
+                    self.pulse.going()
             self._rest()
             if given_up and self.turn and not (self.at and self.at.outcome):
                 # Before its lease is free: another driver must see that it is not to be trained.
@@ -283,7 +304,7 @@ class Lead(tune.Trainable):
         self.notice.busy = False
         if self.pulse:
             self.pulse.end()
-        if isinstance(error, TakenOver):
+        if isinstance(error, TakenOver) or (isinstance(error, Refusal) and self.turn and self.turn.overtaken()):
             self.spoilt = self.watchdog is not None  # the others of the gang are in the middle of a step
             self._end()
             elsewhere = {"elsewhere": Elsewhere("another driver", over=False)} if self.turn else {}
@@ -344,6 +365,7 @@ class Lead(tune.Trainable):
             "failure": None,
             "spoilt": False,
             "nodes": self.nodes,
+            "leaving": self.leaving,
             "done": over,
         }
         # Absent rather than None: ASHA compares what is there.

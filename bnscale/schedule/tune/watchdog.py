@@ -1,4 +1,4 @@
-"""Watches the other workers of a gang, and on every worker whether steps are made."""
+"""Watches the other workers of a gang, and on every worker whether it gets on."""
 
 import faulthandler
 import statistics
@@ -20,6 +20,8 @@ NOTICE = 3.0  # seconds in which Ray learns of a death that other workers have a
 
 SLOWNESS = 10  # times the median step, that no step may take
 FLOOR = 120.0  # seconds that every step may take
+REST = 900.0  # seconds that everything else between two steps may take
+LONG = 1000  # steps, as long as a first reading may take
 TICK = 1.0  # seconds between two looks at the clock
 FROZEN = 300.0  # seconds in which not even that thread ran: the interpreter itself is stuck
 
@@ -98,37 +100,55 @@ class Pulse:
     """Measures the steps of a trial on this worker; where one takes too long, `stalled` is called from a thread.
 
     A step has max(`SLOWNESS` x the median of those before it, `floor`) seconds, the first ones `SLOWNESS` x what was
-    foreseen. Readings, checkpoints and whatever else happens between two steps have their time: the clock runs from
-    `going` to `beat`, and only while this process does.
+    foreseen: that clock runs from `going` to `beat`. What comes between two steps, readings and checkpoints, has
+    max(`SLOWNESS` x the longest before it, `LONG` steps, `rest`) seconds, from `beat` to `going`. Nobody's turn is what
+    passes from `idle` on. Both clocks run only while this process does.
     """
 
-    def __init__(self, foreseen: float, stalled: Callable[[str], None], *, floor: float = FLOOR) -> None:
+    def __init__(
+        self, foreseen: float, stalled: Callable[[str], None], *, floor: float = FLOOR, rest: float = REST
+    ) -> None:
         self._foreseen = foreseen
         self._stalled = stalled
         self._floor = floor
         self._taken: deque[float] = deque(maxlen=101)  # seconds of the latest steps
-        self._since: float | None = None  # when the step began; None: between two steps
-        self._silent = 0.0  # seconds of this step that the thread has seen pass
+        self._rest = rest
+        self._longest = 0.0  # seconds between two steps
+        self._stepping = False
+        self._since: float | None = time.monotonic()  # when the step, or what comes between two, began; None: idle
+        self._silent = 0.0  # seconds of it that the thread has seen pass
         self._over = threading.Event()
-        threading.Thread(target=self._watch, args=(min(TICK, floor / 4),), name="pulse", daemon=True).start()
+        threading.Thread(target=self._watch, args=(min(TICK, floor / 4, rest / 4),), name="pulse", daemon=True).start()
 
     def going(self) -> None:
-        self._silent = 0.0
-        self._since = time.monotonic()
+        """A step begins."""
+        if self._since is not None and not self._stepping:
+            self._longest = max(self._longest, time.monotonic() - self._since)
+        self._begin(stepping=True)
 
     def beat(self) -> None:
-        if self._since is not None:
+        """A step has ended."""
+        if self._since is not None and self._stepping:
             self._taken.append(time.monotonic() - self._since)
-            self._since = None
+        self._begin(stepping=False)
+
+    def idle(self) -> None:
+        """Nothing is asked of this worker."""
+        self._since = None
+
+    def _begin(self, *, stepping: bool) -> None:
+        self._silent, self._stepping, self._since = 0.0, stepping, time.monotonic()
 
     def end(self) -> None:
         self._over.set()
 
     @property
     def limit(self) -> float:
-        """Seconds."""
+        """Seconds, of what is done now."""
         usual = statistics.median(self._taken) if self._taken else self._foreseen
-        return max(SLOWNESS * usual, self._floor)
+        if self._stepping:
+            return max(SLOWNESS * usual, self._floor)
+        return max(SLOWNESS * self._longest, LONG * usual, self._rest)
 
     def _watch(self, tick: float) -> None:
         last = time.monotonic()
@@ -144,7 +164,8 @@ class Pulse:
                     if self._silent > self.limit and not self._over.is_set():
                         usual = f"the median step takes {statistics.median(self._taken):.2g} s" if self._taken else ""
                         told = usual or "there has been none before"
-                        self._stalled(f"no step in {self._silent:.0f} s, and the limit is {self.limit:.0f} s: {told}")
+                        what = "no step" if self._stepping else "no end of what comes between two steps"
+                        self._stalled(f"{what} in {self._silent:.0f} s, and the limit is {self.limit:.0f} s: {told}")
                         return
         finally:
             faulthandler.cancel_dump_traceback_later()
