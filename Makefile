@@ -19,7 +19,7 @@ export PYTHONDONTWRITEBYTECODE =
 
 help:
 	@echo 'make study   train the BN-only depth study, laptop preset, and report   (ARGS="--set depth=8,14")'
-	@echo 'make test    run the tests, three files at a time                       (ARGS="-k store")'
+	@echo 'make test    run the tests, two files at a time                         (ARGS="-k store")'
 	@echo 'make test-cluster  bring up a real cluster over hosts of this one machine; needs root on Linux'
 	@echo 'make check   lint, format, types, and which module may import which'
 	@echo 'make bench   speed against a plain PyTorch loop, of each norm and probe, and overhead a trial'
@@ -31,7 +31,7 @@ study: setup
 	$(bin)/python studies/frankle_depth.py $(ARGS)
 
 test: setup
-	$(bin)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(bin)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Hosts are namespaces of this machine, joined by a network that nobody else is on; see tests/cluster/hosts.py.
 test-cluster: setup

@@ -39,16 +39,19 @@ def bucket(s3: s3_server.Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 # Files of a minute and more begin first: one that came last would keep a single process busy while the others wait.
+# By turns one that starts clusters and one that computes: two clusters that start at once starve each other.
 LONG = (
     "test_worker_faults.py",
-    "test_command.py",
     "test_train.py",
+    "test_command.py",
+    "test_budget.py",
     "test_tune.py",
     "test_killed_study.py",
+    "test_deepspeed.py",
     "test_search.py",
     "test_drivers.py",
+    "test_norm_kinds.py",
     "test_cluster_faults.py",
-    "test_budget.py",
 )
 
 
