@@ -57,13 +57,9 @@ for module in (test_tune, sys.modules[__name__]):
 
 pytestmark = pytest.mark.timeout(400)  # a worker takes seconds to start, and many on a busy machine
 
-<<<<<<< HEAD
 # Seeds with a meaning.
-TAKEN_AWAY, DRAINED, HANGS, OOM, OOM_ALWAYS, NEIGHBOUR, FULL, BROKEN, MEETS, STUCK = range(201, 211)
-=======
-TAKEN_AWAY, HANGS, OOM, OOM_ALWAYS, NEIGHBOUR, FULL, BROKEN, MEETS = range(201, 209)  # seeds with a meaning
+TAKEN_AWAY, HANGS, OOM, OOM_ALWAYS, NEIGHBOUR, FULL, BROKEN, MEETS, STUCK = range(201, 210)
 PREEMPTION = 2  # DRAIN_NODE_REASON_PREEMPTION of Ray's protocol
->>>>>>> failure
 HANG = 4.0  # seconds that a step may take here
 
 
