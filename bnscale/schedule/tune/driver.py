@@ -241,6 +241,12 @@ class _Telling(tune.Callback):
         if result["outcome"]:
             self.endings[trial] = Ending(Outcome(result["outcome"]))
 
+    def halted(self, trial: str, result: Mapping[str, Any]) -> None:
+        """It was told to save, and may have come to its end instead."""
+        self.note(trial, result)
+        if trial in self.endings:
+            self._end(trial, self.endings[trial])
+
     # --- called by Tune --------------------------------------------------------------------------
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
@@ -439,7 +445,7 @@ class _Brake(tune.Stopper):
             ready, left = ray.wait(left, timeout=0.5)
             for answer in ready:
                 try:
-                    self.telling.note(halts[answer], ray.get(answer))
+                    self.telling.halted(halts[answer], ray.get(answer))
                 except RayError as error:
                     last = str(error).strip().splitlines()[-1]
                     self.telling.watch.say(f"{halts[answer]}: no new checkpoint ({last}); the one before it counts")
