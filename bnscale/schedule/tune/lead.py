@@ -124,7 +124,7 @@ class Member:
         pulse = Pulse(foreseen, stalled, floor=stall)
         self.notice.busy = True
         try:
-            for _ in self.loop.run(job, self.gang, self.threads, stop):
+            for _ in self.loop.run([job], self.gang, self.threads, stop):
                 pulse.going()
         except Exception as error:
             return Failure.of(error)
@@ -203,7 +203,7 @@ class Lead(tune.Trainable):
         self.at: Progress | None = None
         self.watchdog: Watchdog | None = None
         self.pulse: Pulse | None = None
-        self.steps: Iterator[Progress] = iter(())
+        self.steps: Iterator[list[Progress]] = iter(())
 
     def _asked(self) -> bool:
         """Whether to save and end. The loop asks after every step."""
@@ -220,7 +220,7 @@ class Lead(tune.Trainable):
                 self.over = True
                 return turn
             self.turn, self.job = turn, turn.job
-        self.steps = self.brief.loop.run(self.job, self.gang, self.need.threads, self._asked)
+        self.steps = self.brief.loop.run([self.job], self.gang, self.need.threads, self._asked)
         self.notice.busy = True
         foreseen, stall = self.brief.foreseen(self.trial), self.brief.stall
         if self.members:
@@ -245,7 +245,7 @@ class Lead(tune.Trainable):
         epoch = math.floor(self.at.epoch) if self.at else 0
         if self.at is not None:
             self.pulse.going()
-        for at in self.steps:
+        for (at,) in self.steps:
             if self.at is None:
                 self.began = at.step
             self.at = at
@@ -285,7 +285,7 @@ class Lead(tune.Trainable):
             self.stopping = True
             assert self.pulse is not None
             self.pulse.going()
-            for at in self.steps:
+            for (at,) in self.steps:
                 self.at = at
                 if at.outcome is None and at.step < at.total:
                     self.pulse.going()
