@@ -187,7 +187,7 @@ def scheduled(seconds: list[float], gpus: int, folder: Path, kind: Time = Time.S
     driver = Driver(Store(store).storage, "benchmark")
     watch = Clock({trial: each.seconds for trial, each in forecasts.items()})
     with tune.connect("local", declared=declared) as cluster, driver, watch:
-        conductor = None
+        conductor: Any = None
         if kind is Time.SIMULATED:
             conductor = ray.remote(Conductor).options(num_cpus=0, max_concurrency=10 * gpus).remote(gpus, len(jobs))
         endings = tune.run(
@@ -202,7 +202,7 @@ def scheduled(seconds: list[float], gpus: int, folder: Path, kind: Time = Time.S
             loop=Toy(conductor),  # type: ignore[arg-type]
             driver=driver,
         )
-        simulated = 0.0 if conductor is None else float(ray.get(conductor.clock.remote()))
+        simulated = 0.0 if conductor is None else ray.get(conductor.clock.remote())
     assert {each.outcome for each in endings.values()} == {Outcome.FINISHED}, endings
     return watch, simulated
 

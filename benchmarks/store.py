@@ -9,8 +9,7 @@ epoch, a commit at every tenth, the end, which makes one file a table. curve, ga
 after every epoch; clamp at the end, as the study has it, so that every query of its report has rows.
 
 Then a fresh process asks: it opens a session, makes the tables `plan` and `chosen`, and runs `cells` and every query of
-the study's .sql file. Its clock counts all of that from the session's beginning, but not the imports. Once over the
-store as training left it, and once after `bnscale compact`, which a study does by itself.
+the study's .sql file. Its clock counts all of that from the session's beginning, but not the imports.
 """
 
 import argparse
@@ -188,21 +187,16 @@ def main() -> None:
         if not place.exists():
             trials = [each.trial for each in planned(given.trials)]
             written = list(write(trials, place))
-            spent, rows = sum(seconds for seconds, _ in written), sum(count for _, count in written)
+            seconds, rows = sum(each for each, _ in written), sum(each for _, each in written)
             files = sum(1 for _ in place.rglob("*.parquet"))
             print(f"writing   {len(trials):,} trials, {rows:,} rows, into {files:,} files")
-            print(f"          {spent / len(trials):.3f} s of the processor a trial, {rows / spent:,.0f} rows a second")
-        say("as training left it", asked(place, given.trials))
-        start = time.perf_counter()
-        done = compact.compact(Store.existing(place))
-        print(f"compact   {time.perf_counter() - start:.1f} s: {done}")
-        say("after bnscale compact", asked(place, given.trials))
-
-
-def say(when: str, spent: dict[str, float]) -> None:
-    print(f"asking    {sum(spent.values()):.2f} s, {when}")
-    for name, seconds in spent.items():
-        print(f"          {seconds:.3f}  {name}")
+            print(
+                f"          {seconds / len(trials):.3f} s of the processor a trial, {rows / seconds:,.0f} rows a second"
+            )
+        spent = asked(place, given.trials)
+        print(f"asking    {sum(spent.values()):.2f} s, in a fresh process; medians of {ASKINGS}")
+        for name, part in spent.items():
+            print(f"          {part:.3f}  {name}")
 
 
 if __name__ == "__main__":
