@@ -9,10 +9,10 @@ one. Random images, not loaded and not augmented, batch 128.
 
 A message is one collective call, its bytes are what this worker hands in. `blocked` is how long a worker stands in
 collective calls; of that, `transfer` is the least of the workers at each message: the last one to come waits for
-nobody, so what is left is the message itself. Both are of the wall. On GPUs waits are in the stream and the host does not
-stand: there `blocked` is the time of NCCL's kernels, which wait for one another, and there is no `transfer`.
-`work` is the processor time of the whole gang over that of one worker of one thread: what the gang computes and passes on
-beside the training, whoever else is on the machine.
+nobody, so what is left is the message itself. Both are of the wall. On GPUs waits are in the stream and the host does
+not stand: there `blocked` is the time of NCCL's kernels, which wait for one another, and there is no `transfer`.
+`work` is the processor time of the whole gang over that of one worker of one thread: what the gang computes and passes
+on beside the training, whoever else is on the machine.
 """
 
 import argparse
@@ -74,7 +74,7 @@ class Messages(TorchDispatchMode):
 def waits() -> Iterator[list[float]]:
     """Inside, the seconds that this process stands in each wait for a message."""
     seconds: list[float] = []
-    kind = dist.Work
+    kind: Any = dist.Work
     own = kind.wait
 
     def wait(work: Any, *arguments: Any) -> Any:
@@ -84,11 +84,11 @@ def waits() -> Iterator[list[float]]:
         finally:
             seconds.append(time.perf_counter() - start)
 
-    kind.wait = wait  # type: ignore[method-assign]
+    kind.wait = wait
     try:
         yield seconds
     finally:
-        kind.wait = own  # type: ignore[method-assign]
+        kind.wait = own
 
 
 class Worker:
@@ -154,7 +154,8 @@ def serve(end: Connection, of: Trial, rank: int, workers: int, threads: int, kin
 
         if rank == 0:
             end.send(deepspeed.host("127.0.0.1", workers))
-        gang = deepspeed.join(rank, workers, *end.recv(), device)
+        address, port = end.recv()
+        gang = deepspeed.join(rank, workers, address, port, device)
     worker = Worker(of, gang, zero)
     end.send(worker.messages)
     while (steps := end.recv()) is not None:
@@ -259,9 +260,7 @@ def main() -> None:
         )
     for depth in given.depth:
         for trainable in given.trainable:
-            found = compared(
-                trial(depth, trainable, given.batch), given.device, given.zero, given.turns, given.steps
-            )
+            found = compared(trial(depth, trainable, given.batch), given.device, given.zero, given.turns, given.steps)
             if given.json:
                 print(json.dumps({"depth": depth, "trainable": trainable, **found}), flush=True)
             else:
