@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from ray import cloudpickle
 from bnscale.engine import Gang
 from bnscale.schedule.budget import Forecast
 from bnscale.schedule.failure import POLICY, Failure, Kind, Policy, Then
+from bnscale.schedule.loop import Training
 from bnscale.schedule.needs import GIB, Cluster, Node, needs_of
 from bnscale.schedule.progress import Watch
 from bnscale.schedule.tune import connect, run
@@ -62,7 +63,8 @@ class Progress:
 class Toy:
     """A `Loop` without networks. Every worker appends to <store>/<trial>.<rank>."""
 
-    def run(self, job: Job, gang: Gang, threads: int, stop: Callable[[], bool]) -> Iterator[Progress]:
+    def run(self, jobs: Sequence[Job], gang: Gang, threads: int, stop: Callable[[], bool]) -> Iterator[list[Progress]]:
+        (job,) = jobs
         trial, total = job.trial, job.trial.total_steps
         assert torch.get_num_threads() == threads
         evidence = Path(job.store) / f"{trial.id}.{gang.rank}"
@@ -89,10 +91,10 @@ class Toy:
                     print(f"saved {step}", file=file)
                     return
                 accuracy = trial.lr * step / total
-                yield Progress(step, total, step / 2, total / 2, 1.0, accuracy, None)
+                yield [Progress(step, total, step / 2, total / 2, 1.0, accuracy, None)]
             print(f"ended {step}", file=file)
         outcome = Outcome.DIVERGED if trial.seed == DIVERGES else Outcome.FINISHED
-        yield Progress(step, total, step / 2, total / 2, 1.0, trial.lr, outcome)
+        yield [Progress(step, total, step / 2, total / 2, 1.0, trial.lr, outcome)]
 
     def fail(self, job: Job, failure: Failure) -> None:
         with (Path(job.store) / f"{job.trial.id}.failed").open("a") as file:
@@ -103,6 +105,9 @@ class Toy:
         with path.open("a") as file:
             print(text, file=file)
         return str(path)
+
+    def ready(self, threads: int) -> Gang:
+        return Training().ready(threads)
 
     def host(self, address: str, workers: int) -> tuple[str, int]:
         return address, 1
