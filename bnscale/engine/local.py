@@ -14,6 +14,7 @@ from bnscale.engine.checkpoint import newest, write
 from bnscale.engine.objective import Objective, decays
 from bnscale.engine.state import frozen_sum, load_state, state
 from bnscale.networks import trained
+from bnscale.networks.norm import fuse
 from bnscale.networks.recompute import Activations, recomputing
 from bnscale.storage import Storage
 from bnscale.trial import Refusal, Trial
@@ -36,6 +37,7 @@ class LocalEngine:
         self._frozen = None if checkpoints is None else frozen_sum(module, trial)
         self.module = module.to(gang.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.module.train()
+        fuse(self.module)
         self._trial = trial
         self._objective = Objective(self.module, trial)
         self._activations = activations

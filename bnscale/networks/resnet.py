@@ -9,6 +9,8 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bnscale.networks.norm import rectified
+
 
 class Block(nn.Module):
     """relu(norm(conv(relu(norm(conv(x))))) + shortcut(x)): post-activation, two layers."""
@@ -28,9 +30,8 @@ class Block(nn.Module):
             self.shortcut.add_module("norm", norm(f"{name}.shortcut.norm"))
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        y_NCHW = self.relu1(self.norm1(self.conv1(x_NCHW)))
-        y_NCHW = self.norm2(self.conv2(y_NCHW))
-        return self.relu2(y_NCHW.add_(self.shortcut(x_NCHW)))
+        y_NCHW = rectified(self.norm1, self.relu1, self.conv1(x_NCHW))
+        return rectified(self.norm2, self.relu2, self.conv2(y_NCHW), self.shortcut(x_NCHW))
 
 
 class ResNet(nn.Module):
@@ -58,5 +59,5 @@ class ResNet(nn.Module):
         self.output = nn.Linear(inputs, classes)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
-        x_NCHW = self.blocks(self.relu(self.norm(self.conv(images_NCHW))))
+        x_NCHW = self.blocks(rectified(self.norm, self.relu, self.conv(images_NCHW)))
         return self.output(self.head_norm(F.avg_pool2d(x_NCHW, x_NCHW.shape[-1]).flatten(1)))

@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from bnscale import loss
 from bnscale.data import Resident
-from bnscale.networks.norm import NormLayer
+from bnscale.networks.norm import NormLayer, composed
 from bnscale.networks.workers import alone, gathered
 from bnscale.trial import Precision, Trial
 
@@ -123,7 +123,7 @@ class Snapshot:
         """
         buffers = self.buffers() if buffers is None else buffers
         single = (_mode(self.network, training=True), alone(self.network), gathered(self.network, len(images_NCHW)))
-        with single[0], single[1], single[2], self._precision():
+        with single[0], single[1], single[2], composed(self.network), self._precision():
             return functional_call(self.network, changed | buffers, (images_NCHW,)).float()
 
     def buffers(self) -> dict[str, Tensor]:
