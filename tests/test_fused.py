@@ -154,7 +154,7 @@ NETWORKS = {
 
 @pytest.mark.parametrize("changes", NETWORKS.values(), ids=NETWORKS)
 def test_a_network_trains_to_the_same_numbers(changes: dict[str, object], counted: list[int]) -> None:
-    trial = digits(lr=0.01, **changes)  # at larger rates every rounding of float32 grows from step to step
+    trial = digits(lr=0.1, **changes)
     ends = []
     for apart in (False, True):
         engine = LocalEngine(build(trial), trial, Gang(), None)
@@ -163,7 +163,7 @@ def test_a_network_trains_to_the_same_numbers(changes: dict[str, object], counte
             for norm in engine.module.modules():
                 if isinstance(norm, BatchNorm):
                     norm.fused = False
-        for step in range(4):
+        for step in range(2):  # later, one value of many will have passed 0 in one of the two, as by any other rounding
             loss = engine(*data.batch(step))
             engine.backward(loss)
             engine.step(trial.rate(step))

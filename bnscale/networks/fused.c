@@ -4,7 +4,7 @@ Images lie channels last: G groups of M rows of C channels, where a group has a 
 16. `half` says that images are bfloat16 and not float32; everything of a channel is float32 in either case, and so are
 all sums. Rows are summed in chunks of one size and the chunks in order, so no sum depends on the number of threads.
 
-The affine map of channel c of group g is  scale[g, c] * x + shift[g, c];  sign bits lie as 16 of neighbouring values a
+Channel c of group g becomes  scale[g, c] * (x - mean[g, c]) + beta[g, c];  sign bits lie as 16 of neighbouring values a
 word, in the order of memory. Compiled by fused.py, which says what the functions are for. */
 
 #include <math.h>
@@ -107,13 +107,13 @@ INLINE void moments_of(const void *x, int64_t at, int64_t rows, float *mean, flo
     }
 }
 
-INLINE void apply_to(const void *x, const void *plus, int64_t at, int64_t rows, const float *scale, const float *shift,
-                     void *y, uint16_t *signs, int64_t C, int HALF, int ADDS) {
+INLINE void apply_to(const void *x, const void *plus, int64_t at, int64_t rows, const float *mean, const float *scale,
+                     const float *beta, void *y, uint16_t *signs, int64_t C, int HALF, int ADDS) {
     for (int64_t c = 0; c < C; c += LANES) {
-        const lanes a = channel(scale + c), b = channel(shift + c);
+        const lanes centre = channel(mean + c), a = channel(scale + c), b = channel(beta + c);
         for (int64_t r = 0; r < rows; r++) {
             const int64_t here = at + r * C + c;
-            lanes value = load(x, here, HALF) * a + b;
+            lanes value = (load(x, here, HALF) - centre) * a + b; /* of a channel without variance, beta to the last bit */
             if (ADDS) value += load(plus, here, HALF);
             const words on = ~(value <= 0); /* a NaN goes on: whoever looks at the loss must see it */
             if (ADDS) signs[here / LANES] = pack(on);
@@ -123,50 +123,50 @@ INLINE void apply_to(const void *x, const void *plus, int64_t at, int64_t rows, 
 }
 
 /* The gradient that relu lets through. Without a sum the sign of its input follows from the image. */
-INLINE lanes passed(const void *dy, lanes value, const uint16_t *signs, int64_t at, lanes a, lanes b, int HALF, int ADDS) {
-    const words on = ADDS ? unpack(signs[at / LANES]) : ~(value * a + b <= 0);
+INLINE lanes passed(const void *dy, lanes off, const uint16_t *signs, int64_t at, lanes a, lanes b, int HALF, int ADDS) {
+    const words on = ADDS ? unpack(signs[at / LANES]) : ~(off * a + b <= 0);
     return where(on, load(dy, at, HALF));
 }
 
-INLINE void slopes_of(const void *dy, const void *x, const uint16_t *signs, int64_t at, int64_t rows, const float *scale,
-                      const float *shift, const float *mean, float *of_beta, float *of_gamma, int64_t C, int HALF,
+INLINE void slopes_of(const void *dy, const void *x, const uint16_t *signs, int64_t at, int64_t rows, const float *mean,
+                      const float *scale, const float *beta, float *of_beta, float *of_gamma, int64_t C, int HALF,
                       int ADDS) {
     for (int64_t c = 0; c < C; c += LANES) {
-        const lanes a = channel(scale + c), b = channel(shift + c), centre = channel(mean + c);
+        const lanes centre = channel(mean + c), a = channel(scale + c), b = channel(beta + c);
         lanes beta0 = {0}, gamma0 = {0}, beta1 = {0}, gamma1 = {0};
         int64_t r = 0;
         for (; r + 1 < rows; r += 2) {
             const int64_t one = at + r * C + c, two = one + C;
-            const lanes x1 = load(x, one, HALF), x2 = load(x, two, HALF);
+            const lanes x1 = load(x, one, HALF) - centre, x2 = load(x, two, HALF) - centre;
             const lanes g1 = passed(dy, x1, signs, one, a, b, HALF, ADDS);
             const lanes g2 = passed(dy, x2, signs, two, a, b, HALF, ADDS);
             beta0 += g1;
             beta1 += g2;
-            gamma0 += g1 * (x1 - centre);
-            gamma1 += g2 * (x2 - centre);
+            gamma0 += g1 * x1;
+            gamma1 += g2 * x2;
         }
         if (r < rows) {
             const int64_t one = at + r * C + c;
-            const lanes x1 = load(x, one, HALF), g1 = passed(dy, x1, signs, one, a, b, HALF, ADDS);
+            const lanes x1 = load(x, one, HALF) - centre, g1 = passed(dy, x1, signs, one, a, b, HALF, ADDS);
             beta0 += g1;
-            gamma0 += g1 * (x1 - centre);
+            gamma0 += g1 * x1;
         }
         keep(of_beta + c, beta0 + beta1);
         keep(of_gamma + c, gamma0 + gamma1);
     }
 }
 
-INLINE void back_to(const void *dy, const void *x, const uint16_t *signs, int64_t at, int64_t rows, const float *scale,
-                    const float *shift, const float *mean, const float *through_size, const float *through_mean, void *dx,
+INLINE void back_to(const void *dy, const void *x, const uint16_t *signs, int64_t at, int64_t rows, const float *mean,
+                    const float *scale, const float *beta, const float *through_size, const float *through_mean, void *dx,
                     void *dplus, int64_t C, int HALF, int ADDS) {
     for (int64_t c = 0; c < C; c += LANES) {
-        const lanes a = channel(scale + c), b = channel(shift + c), centre = channel(mean + c);
+        const lanes centre = channel(mean + c), a = channel(scale + c), b = channel(beta + c);
         const lanes size = channel(through_size + c), level = channel(through_mean + c);
         for (int64_t r = 0; r < rows; r++) {
             const int64_t here = at + r * C + c;
-            const lanes value = load(x, here, HALF), g = passed(dy, value, signs, here, a, b, HALF, ADDS);
+            const lanes off = load(x, here, HALF) - centre, g = passed(dy, off, signs, here, a, b, HALF, ADDS);
             if (ADDS) store(dplus, here, g, HALF);
-            store(dx, here, a * g - size * (value - centre) - level, HALF);
+            store(dx, here, a * g - size * off - level, HALF);
         }
     }
 }
@@ -210,11 +210,11 @@ INLINE void summed(const float *partial, int64_t each, int64_t channels, double 
 
 /* y = relu(gamma * (x - mean) / sqrt(variance + eps) + beta + plus), statistics of each group its own; running ones move.
 
-Written beside y: mean, 1 / sqrt(variance + eps), scale and shift of each group's channels, and where something is added
+Written beside y: mean, 1 / sqrt(variance + eps) and scale of each group's channels, and where something is added
 the signs. partial is room for (2, chunks, C). */
 void bnscale_forward(int64_t groups, int64_t count, int64_t channels, const void *x, const void *plus,
                      const float *gamma, const float *beta, float *running_mean, float *running_var, float momentum,
-                     float eps, float *mean, float *inverse, float *scale, float *shift, void *y, uint16_t *signs,
+                     float eps, float *mean, float *inverse, float *scale, void *y, uint16_t *signs,
                      float *partial, int half, int threads) {
     CHUNKS {
         CHUNK_AT(i);
@@ -244,44 +244,44 @@ void bnscale_forward(int64_t groups, int64_t count, int64_t channels, const void
             mean[k + l] = centre[l];
             inverse[k + l] = 1 / sqrt(variance + eps);
             scale[k + l] = gamma[k + l] * inverse[k + l];
-            shift[k + l] = beta[k + l] - mean[k + l] * scale[k + l];
             running_mean[k + l] += momentum * (mean[k + l] - running_mean[k + l]);
             running_var[k + l] += momentum * ((float)(square[l] / (count - 1)) - running_var[k + l]);
         }
     }
     BACKWARDS {
         CHUNK_AT(chunks - 1 - i);
-        FOR_ADDS(plus, apply_to(x, plus, at, rows, scale + own, shift + own, y, signs, C, HALF, ADDS))
+        FOR_ADDS(plus, apply_to(x, plus, at, rows, mean + own, scale + own, beta + own, y, signs, C, HALF, ADDS))
     }
 }
 
 /* The gradients of gamma, beta, x and plus. dx may be NULL where nobody asks for it; then dplus is not written either. */
 void bnscale_backward(int64_t groups, int64_t count, int64_t channels, const void *dy, const void *x,
                       const uint16_t *signs, const float *mean, const float *inverse, const float *scale,
-                      const float *shift, float *dgamma, float *dbeta, void *dx, void *dplus, float *partial, int half,
+                      const float *beta, float *dgamma, float *dbeta, void *dx, void *dplus, float *partial, int half,
                       int threads) {
     CHUNKS {
         CHUNK_AT(i);
-        float *beta = partial + i * channels, *gamma = beta + chunks * channels;
-        FOR_ADDS(signs, slopes_of(dy, x, signs, at, rows, scale + own, shift + own, mean + own, beta, gamma, C, HALF, ADDS))
+        float *of_beta = partial + i * channels, *of_gamma = of_beta + chunks * channels;
+        FOR_ADDS(signs, slopes_of(dy, x, signs, at, rows, mean + own, scale + own, beta + own, of_beta, of_gamma, C,
+                                  HALF, ADDS))
     }
     float *through_mean = partial, *through_size = partial + chunks * channels; /* over what has been read by then */
     for (int64_t k = 0; k < groups * channels; k += LANES) {
         const float *from = partial + k / channels * each * channels + k % channels;
-        double beta[LANES], gamma[LANES];
-        summed(from, each, channels, beta);
-        summed(from + chunks * channels, each, channels, gamma);
+        double of_beta[LANES], of_gamma[LANES];
+        summed(from, each, channels, of_beta);
+        summed(from + chunks * channels, each, channels, of_gamma);
         for (int l = 0; l < LANES; l++) {
-            dbeta[k + l] = beta[l];
-            dgamma[k + l] = gamma[l] * inverse[k + l];
-            through_mean[k + l] = scale[k + l] * beta[l] / count;
-            through_size[k + l] = scale[k + l] * gamma[l] * inverse[k + l] * inverse[k + l] / count;
+            dbeta[k + l] = of_beta[l];
+            dgamma[k + l] = of_gamma[l] * inverse[k + l];
+            through_mean[k + l] = scale[k + l] * of_beta[l] / count;
+            through_size[k + l] = scale[k + l] * of_gamma[l] * inverse[k + l] * inverse[k + l] / count;
         }
     }
     if (!dx) return;
     BACKWARDS {
         CHUNK_AT(chunks - 1 - i);
-        FOR_ADDS(signs, back_to(dy, x, signs, at, rows, scale + own, shift + own, mean + own, through_size + own,
+        FOR_ADDS(signs, back_to(dy, x, signs, at, rows, mean + own, scale + own, beta + own, through_size + own,
                                 through_mean + own, dx, dplus, C, HALF, ADDS))
     }
 }

@@ -87,7 +87,7 @@ class _Rectified(torch.autograd.Function):
         channels = images_NCHW.shape[1]
         groups = gamma_GC.numel() // channels
         count = images_NCHW.numel() // channels // groups
-        wide = torch.empty(4, groups, channels)  # mean, 1 / deviation, scale, shift
+        wide = torch.empty(3, groups, channels)  # mean, 1 / deviation, scale
         y_NCHW = torch.empty_like(images_NCHW)
         signs = None if plus_NCHW is None else torch.empty(images_NCHW.numel() // LANES, dtype=torch.int16)
         room = _room(groups, count, channels)
@@ -96,7 +96,7 @@ class _Rectified(torch.autograd.Function):
             running_mean_GC.data_ptr(), running_var_GC.data_ptr(), momentum, eps, *(part.data_ptr() for part in wide),
             y_NCHW.data_ptr(), _at(signs), room.data_ptr(), _half(images_NCHW), torch.get_num_threads(),
         )  # fmt: skip
-        ctx.save_for_backward(images_NCHW, wide, *([] if signs is None else [signs]))
+        ctx.save_for_backward(images_NCHW, wide, beta_GC, *([] if signs is None else [signs]))
         ctx.sizes, ctx.shape = (groups, count, channels), gamma_GC.shape
         return y_NCHW
 
@@ -105,22 +105,22 @@ class _Rectified(torch.autograd.Function):
     def backward(ctx: Any, gradient_NCHW: Tensor) -> tuple[Tensor | None, ...]:
         library = kernels()
         assert library is not None
-        images_NCHW, wide, *rest = ctx.saved_tensors
+        images_NCHW, wide, beta_GC, *rest = ctx.saved_tensors
         signs = rest[0] if rest else None
         groups, count, channels = ctx.sizes
         layout = torch.channels_last if images_NCHW.dim() == 4 else torch.contiguous_format
         gradient_NCHW = gradient_NCHW.to(images_NCHW.dtype).contiguous(memory_format=layout)
-        gamma_GC, beta_GC = torch.empty(2, *ctx.shape)
+        of_gamma_GC, of_beta_GC = torch.empty(2, *ctx.shape)
         wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         dx_NCHW = torch.empty_like(images_NCHW) if wanted else None
         dplus_NCHW = torch.empty_like(images_NCHW) if wanted and signs is not None else None
         room = _room(groups, count, channels)
         library.bnscale_backward(
             groups, count, channels, gradient_NCHW.data_ptr(), images_NCHW.data_ptr(), _at(signs),
-            *(part.data_ptr() for part in wide), gamma_GC.data_ptr(), beta_GC.data_ptr(), _at(dx_NCHW),
-            _at(dplus_NCHW), room.data_ptr(), _half(images_NCHW), torch.get_num_threads(),
+            *(part.data_ptr() for part in wide), beta_GC.data_ptr(), of_gamma_GC.data_ptr(), of_beta_GC.data_ptr(),
+            _at(dx_NCHW), _at(dplus_NCHW), room.data_ptr(), _half(images_NCHW), torch.get_num_threads(),
         )  # fmt: skip
-        return dx_NCHW, dplus_NCHW, gamma_GC, beta_GC, None, None, None, None
+        return dx_NCHW, dplus_NCHW, of_gamma_GC, of_beta_GC, None, None, None, None
 
 
 def _channels_last(images_NCHW: Tensor) -> bool:
@@ -194,7 +194,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     """With the types of its arguments. Raises OSError where it lacks something."""
     size, real, place, small = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p, ctypes.c_int
     arguments = {
-        "bnscale_forward": [*[size] * 3, *[place] * 6, real, real, *[place] * 7, small, small],
+        "bnscale_forward": [*[size] * 3, *[place] * 6, real, real, *[place] * 6, small, small],
         "bnscale_backward": [*[size] * 3, *[place] * 12, small, small],
     }
     for name, types in arguments.items():
