@@ -66,15 +66,6 @@ class TakenAwayError(RuntimeError):
     """This worker's machine is about to go."""
 
 
-def _ready(threads: int) -> "torch.device":
-    """Pin this process to its share of the machine, and find its device."""
-    os.environ.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
-    import torch
-
-    torch.set_num_threads(threads)
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-
-
 def _write_down(loop: Loop, job: "Job", rank: int, wrong: str) -> str:
     """Put the stacks of this process into the trial's log; where they are. A store that hangs, too, keeps nobody."""
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
@@ -102,7 +93,7 @@ class Member:
         self.notice.listen()
 
     def join(self, rank: int, workers: int, address: str, port: int) -> None:
-        self.gang = self.loop.join(rank, workers, address, port, _ready(self.threads))
+        self.gang = self.loop.join(rank, workers, address, port, self.loop.ready(self.threads).device)
 
     def node(self) -> str:
         return str(ray.get_runtime_context().get_node_id())
@@ -138,8 +129,6 @@ class Lead(tune.Trainable):
     """The leading worker of a gang, or the only one. Serves trial after trial."""
 
     def setup(self, config: dict[str, Any], brief: Brief) -> None:  # type: ignore[override]  # tune.with_parameters
-        from bnscale.engine import Gang
-
         self.brief = brief
         self.need = brief.needs[config["trial"]]
         self.told = False  # by the driver that a node is to go
@@ -148,8 +137,8 @@ class Lead(tune.Trainable):
         self.notice.listen()
         self.leaving: list[str] = []  # nodes that have said that they are about to go
         self.members = self._raise()
-        device = _ready(self.need.threads)  # takes seconds, on all workers at once
-        self.gang = self._meet(device) if self.members else Gang(0, 1, device)
+        alone = brief.loop.ready(self.need.threads)  # takes seconds, on all workers at once
+        self.gang = self._meet(alone.device) if self.members else alone
         self.nodes = [str(ray.get_runtime_context().get_node_id())]
         self.nodes += ray.get([each.node.remote() for each in self.members])
         self._take(config)
