@@ -31,21 +31,14 @@ _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fPIC", "-fopenmp")
 _TYPES = (torch.float32, torch.bfloat16)
 
 
-def fits(images_NCHW: Tensor, plus_NCHW: Tensor | None) -> bool:
-    """Whether these images can be normalised here: on a CPU, channels last, in float32 or bfloat16."""
+def fits(images_NCHW: Tensor) -> bool:
+    """Whether these images can be normalised here: on a CPU, channels last, in float32 or bfloat16, and differentiated
+    no more than once."""
     return (
         images_NCHW.device.type == "cpu"
         and images_NCHW.dtype in _TYPES
         and images_NCHW.shape[1] % LANES == 0
-        and _channels_last(images_NCHW)
-        and (
-            plus_NCHW is None
-            or (
-                plus_NCHW.dtype is images_NCHW.dtype
-                and plus_NCHW.shape == images_NCHW.shape
-                and _channels_last(plus_NCHW)
-            )
-        )
+        and images_NCHW.is_contiguous(memory_format=_layout(images_NCHW))
         and kernels() is not None
     )
 
@@ -65,6 +58,8 @@ def rectified(
 
     Of images that `fits`. Can be differentiated once.
     """
+    if plus_NCHW is not None:
+        plus_NCHW = plus_NCHW.to(images_NCHW.dtype).contiguous(memory_format=_layout(images_NCHW))
     given = (gamma_GC, beta_GC, running_mean_GC, running_var_GC)
     return _Rectified.apply(images_NCHW, plus_NCHW, *given, momentum, eps)
 
@@ -108,8 +103,7 @@ class _Rectified(torch.autograd.Function):
         images_NCHW, wide, beta_GC, *rest = ctx.saved_tensors
         signs = rest[0] if rest else None
         groups, count, channels = ctx.sizes
-        layout = torch.channels_last if images_NCHW.dim() == 4 else torch.contiguous_format
-        gradient_NCHW = gradient_NCHW.to(images_NCHW.dtype).contiguous(memory_format=layout)
+        gradient_NCHW = gradient_NCHW.to(images_NCHW.dtype).contiguous(memory_format=_layout(images_NCHW))
         of_gamma_GC, of_beta_GC = torch.empty(2, *ctx.shape)
         wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         dx_NCHW = torch.empty_like(images_NCHW) if wanted else None
@@ -123,10 +117,8 @@ class _Rectified(torch.autograd.Function):
         return dx_NCHW, dplus_NCHW, of_gamma_GC, of_beta_GC, None, None, None, None
 
 
-def _channels_last(images_NCHW: Tensor) -> bool:
-    if images_NCHW.dim() == 4:
-        return images_NCHW.is_contiguous(memory_format=torch.channels_last)
-    return images_NCHW.dim() == 2 and images_NCHW.is_contiguous()
+def _layout(images_NCHW: Tensor) -> torch.memory_format:
+    return torch.channels_last if images_NCHW.dim() == 4 else torch.contiguous_format
 
 
 def _at(tensor: Tensor | None) -> int | None:

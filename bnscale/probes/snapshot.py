@@ -123,7 +123,7 @@ class Snapshot:
         """
         buffers = self.buffers() if buffers is None else buffers
         single = (_mode(self.network, training=True), alone(self.network), gathered(self.network, len(images_NCHW)))
-        with single[0], single[1], single[2], composed(self.network), self._precision():
+        with single[0], single[1], single[2], self._precision():
             return functional_call(self.network, changed | buffers, (images_NCHW,)).float()
 
     def buffers(self) -> dict[str, Tensor]:
@@ -156,7 +156,7 @@ class Snapshot:
     ) -> tuple[float, dict[str, Tensor]]:
         """The loss on a batch with some parameters `changed`, infinite where it left the float32 numbers, and its
         gradient there, as in `gradients_on`."""
-        value, wanted = self.differentiable(batch, names, changed)
+        value, wanted = self._function(batch, names, changed)
         gradient = dict(zip(wanted, torch.autograd.grad(value, list(wanted.values())), strict=True))
         number = float(value.detach())
         return number if math.isfinite(number) else math.inf, gradient
@@ -165,7 +165,13 @@ class Snapshot:
         self, batch: tuple[Tensor, Tensor], names: Iterable[str], changed: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss on a batch in training mode with some parameters `changed`, as a function of these parameters, which
-        are the leaves of its graph; penalties and weight decay left out."""
+        are the leaves of its graph; penalties and weight decay left out. It has derivatives of derivatives."""
+        with composed(self.network):
+            return self._function(batch, names, changed)
+
+    def _function(
+        self, batch: tuple[Tensor, Tensor], names: Iterable[str], changed: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         images_NCHW, targets = batch
         parameters = self.parameters | changed
         wanted = {name: parameters[name].detach().requires_grad_() for name in names}
