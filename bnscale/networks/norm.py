@@ -27,8 +27,10 @@ EPS = 1e-5  # under every root
 def rectified(
     norm: nn.Module, relu: nn.Module, images_NCHW: Tensor, plus: Callable[[], Tensor] | None = None
 ) -> Tensor:
-    """relu(norm(images) + plus()), in one operation where the norm can and no hook asks for what lies between; the images
-    may be overwritten."""
+    """relu(norm(images) + plus()), in one operation where the norm can and no hook asks for what lies between.
+
+    The images may be overwritten.
+    """
     if isinstance(norm, BatchNorm) and norm.fuses(images_NCHW) and not (_hooked(norm) or _hooked(relu)):
         return norm.rectified(images_NCHW, plus() if plus else None)
     images_NCHW = norm(images_NCHW)
