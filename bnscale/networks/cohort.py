@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnscale.networks import assemble
+from bnscale.networks import assemble, fused
 from bnscale.networks.initial import gamma_beta, generator
 from bnscale.networks.norm import EPS, BatchNorm, NormLayer, norms_of
 from bnscale.networks.trainable import restrict
@@ -82,6 +82,17 @@ class StackedNorm(BatchNorm):
         self.running_mean, self.running_var = mean_KC, var_KC
         del self.num_batches_tracked  # `Stacked` counts for all its norms at once
         self.spreads = spreads
+
+    def fuses(self, images_NCHW: Tensor) -> bool:
+        return self.training and fused.fits(images_NCHW)
+
+    def rectified(self, images_NCHW: Tensor, plus_NCHW: Tensor | None) -> Tensor:
+        if not self.spreads:
+            given = (self.weight, self.bias, self.running_mean, self.running_var)
+            return fused.rectified(images_NCHW, plus_NCHW, *given, self.momentum, EPS)
+        assert plus_NCHW is None, "nothing is added behind the first convolution"
+        rows = zip(self.weight, self.bias, self.running_mean, self.running_var, strict=True)
+        return torch.cat([fused.rectified(images_NCHW, None, *row, self.momentum, EPS) for row in rows])
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         assert self.training, "a trial is evaluated by a network of its own"
