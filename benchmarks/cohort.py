@@ -3,16 +3,16 @@
     python benchmarks/cohort.py                                   ResNet-20, 1 to 16 trials, this CPU
     python benchmarks/cohort.py --device cuda --depth 110 866     on a GPU: the rows of the targets
 
-K trials differ in their learning rate and share seed, images and frozen weights, batch 128 each. A line is K of them as
-one cohort; where K is 1, one trial by the engine of single trials. `x plain` is the time in which `plain.py` takes K steps
-of its one network over the time of one step of all K: how much faster a grid is done. The plain loop is timed over some
-steps, and a training of it is so many times as long; it is fp32 always. `x one by one` is the same against K steps of
-the single trial in the same precision. `% of the limit` is what `limit.py` allows over what it took.
+K trials differ in their learning rate and share seed, images and frozen weights, batch 128 each. A line is K of them
+as one cohort; where K is 1, one trial by the engine of single trials. `x plain` is the time in which `plain.py` takes K
+steps of its one network over the time of one step of all K: how much faster a grid is done. The plain loop is timed
+over some steps, and a training of it is so many times as long; it is fp32 always. `x one by one` is the same against K
+steps of the single trial in the same precision. `% of the limit` is what `limit.py` allows over what it took.
 
 Each loop has its own data and augmentation, a process of its own and a warm-up until its steps have become as fast as
-they get. On a CPU they take turns, so that whatever else the machine does falls on all; on a GPU, which holds one at a time,
-they follow one another. `memory` is the peak of the process, or of the GPU; `again` in the table says that the
-activations do not fit and are computed again.
+they get. On a CPU they take turns, so that whatever else the machine does falls on all; on a GPU, which holds one at a
+time, they follow one another. `memory` is the peak of the process, or of the GPU; `again` says that the activations do
+not fit and are computed again.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,7 +28,7 @@ from typing import Any
 import plain
 import table
 import torch
-from limit import limit, measured, trial
+from limit import Machine, effort, limit, measured, trial
 from step import Apart, images
 from torch import Tensor
 
@@ -40,7 +41,7 @@ from bnscale.networks import build
 from bnscale.networks.recompute import Activations
 from bnscale.schedule.budget import work
 from bnscale.train import LOOK_EVERY
-from bnscale.trial import Data, Precision, Trial
+from bnscale.trial import Augmentation, Data, Pixels, Precision, Trial
 
 BATCH = 128
 FULL = 0.85  # of a GPU's memory: activations beyond it are computed again
@@ -69,7 +70,7 @@ class Grid:
         self.losses: list[Tensor] = []
 
     def run(self, steps: int, clock: Callable[[], float] = time.perf_counter) -> tuple[float, int, str]:
-        """Seconds of so many updates of all trials, data and augmentation included; peak memory; what of activations."""
+        """Seconds of so many updates of all trials, data and augmentation included; peak memory; what is said of it."""
         self._wait()
         start = clock()
         for _ in range(steps):
@@ -135,23 +136,6 @@ class Side:
         return took / steps
 
 
-def timed(sides: list[Side], device: torch.device, turns: int, seconds: float) -> list[Side]:
-    """The sides that could run; one that dies, as for want of memory, is left out and said."""
-    together = [sides] if device.type == "cpu" else [[side] for side in sides]
-    done = []
-    for group in together:
-        going = []
-        for side in group:
-            if _lives(side, lambda side: side.start(seconds)):
-                going.append(side)
-        for _ in range(turns):
-            going = [side for side in going if _lives(side, Side.turn)]
-        for side in going:
-            side.stop()
-        done += going
-    return done
-
-
 def _lives(side: Side, call: Callable[[Side], None]) -> bool:
     try:
         call(side)
@@ -162,49 +146,55 @@ def _lives(side: Side, call: Callable[[Side], None]) -> bool:
 
 
 def compare(
-    lines: table.Table, depth: int, members: Sequence[int], folder: Path, workers: int, given: argparse.Namespace
+    lines: table.Table, depth: int, folder: Path, workers: int, whole: Machine, given: argparse.Namespace
 ) -> None:
-    """The lines of one depth."""
+    """The lines of one depth, each as soon as it is known. A loop that dies, as for want of memory, leaves a line
+    without figures."""
     device: torch.device = given.device
-    found = pixels(Data.CIFAR10, folder)
-    sides = [Side(f"plain {depth}", Plain, depth, workers, str(device), given.batch)]
-    kinds: list[tuple[Precision, int, list[Trial]]] = []
+    changes: dict[str, Any] = {"pixels": pixels(Data.CIFAR10, folder)}
+    if given.quick:
+        changes = {"data": Data.DIGITS, "pixels": Pixels.ORIGINAL, "augmentation": Augmentation.SHIFT}
+    plain_one = Side(f"plain {depth}", Plain, depth, workers, str(device), given.batch)
+    sides: dict[tuple[Precision, int], Side] = {}
     for precision in given.precision:
-        for count in dict.fromkeys([1, *members]):
-            rates = [0.01 * 1.2**place for place in range(count)]
-            trials = [
-                Trial(**(trial(depth, given.batch, precision, lr).model_dump() | {"pixels": found})) for lr in rates
-            ]
-            kinds.append((precision, count, trials))
-            sides.append(Side(f"{count} of ResNet-{depth} {precision}", Grid, trials, folder, str(device)))
-    done = timed(sides, device, given.turns, given.seconds)
-    whole = measured(device, torch.get_num_threads())
-    for (precision, count, trials), side in zip(kinds, sides[1:], strict=True):
-        if side not in done:
-            lines.line({"depth": depth, "precision": precision, "trials": count})
-            continue
-        alone = next(s for (p, c, _), s in zip(kinds, sides[1:], strict=True) if (p, c) == (precision, 1))
-        least = limit(trials[0], count, whole)
-        lines.line(
-            {
-                "depth": depth,
-                "precision": precision,
-                "trials": count,
-                "ms a step": 1000 * median(side.seconds),
-                "x plain": _times(count, sides[0], side) if sides[0] in done else None,
-                "x one by one": _times(count, alone, side) if alone in done else None,
-                "% of the limit": 100 * least.seconds / median(side.seconds),
-                "memory": f"{side.memory / 2**30:.1f} GiB {side.note}".strip(),
-                "plain ms": 1000 * median(sides[0].seconds) if sides[0] in done else None,
-                "plain workers": workers,
-                "steps": side.steps,
-                "limit ms": 1000 * least.seconds,
-            }
-        )
+        first = trial(depth, given.batch, precision).model_dump() | changes
+        for count in given.members:
+            trials = [Trial(**(first | {"lr": 0.01 * 1.2**place})) for place in range(count)]
+            sides[precision, count] = Side(f"{count} of ResNet-{depth} {precision}", Grid, trials, folder, str(device))
+    everyone = [plain_one, *sides.values()]
+    for group in [everyone] if device.type == "cpu" else [[side] for side in everyone]:
+        going = [side for side in group if _lives(side, lambda side: side.start(given.seconds))]
+        for _ in range(given.turns):
+            going = [side for side in going if _lives(side, Side.turn)]
+        for side in going:
+            side.stop()
+        for (precision, count), side in sides.items():
+            if side not in group:
+                continue
+            line: dict[str, Any] = {"depth": depth, "precision": precision, "trials": count}
+            if side in going:
+                took = median(side.seconds)
+                least = limit(side.arguments[0][0], count, whole).seconds
+                alone = sides.get((precision, 1))
+                line |= {
+                    "ms a step": 1000 * took,
+                    "x plain": _times(count, plain_one, side),
+                    "x one by one": _times(count, alone, side) if alone else None,
+                    "% of the limit": 100 * least / took,
+                    "memory": f"{side.memory / 2**30:.1f} GiB {side.note}".strip(),
+                    "plain ms": 1000 * median(plain_one.seconds) if plain_one.seconds else None,
+                    "plain workers": workers,
+                    "steps": side.steps,
+                    "limit ms": 1000 * least,
+                }
+            lines.line(line)
+            lines.save(given.out)  # what is measured is kept, whatever comes
 
 
-def _times(count: int, other: Side, side: Side) -> list[float]:
-    """How often as long `count` steps of another take, by turns."""
+def _times(count: int, other: Side, side: Side) -> list[float] | None:
+    """How often as long `count` steps of another take, by turns; None where it has not been timed."""
+    if len(other.seconds) != len(side.seconds):
+        return None
     return [count * there / here for there, here in zip(other.seconds, side.seconds, strict=True)]
 
 
@@ -229,9 +219,13 @@ def main() -> None:
     print(table.told(given.device), flush=True)
     workers = given.loaders
     if workers is None:
-        most = 2 if given.device.type == "cpu" else min(8, os.cpu_count() or 1)
-        workers = plain.best_workers(given.depth[0], given.batch, most, str(given.device))
-    with images(given.data) as folder:
+        cores = os.cpu_count() or 1
+        counts = range(3) if given.device.type == "cpu" else sorted({min(cores, count) for count in (4, 8, 12)})
+        workers = plain.best_of(counts, given.depth[0], given.batch, str(given.device))
+    whole = measured(given.device, torch.get_num_threads(), effort(given.device, quick=given.quick))
+    if given.device.type == "cuda":
+        torch.cuda.empty_cache()  # the loops need the memory
+    with nullcontext(Path()) if given.quick else images(given.data) as folder:
         lines = table.Table(
             "cohort",
             [
@@ -250,8 +244,7 @@ def main() -> None:
             f"the plain loop with {workers} DataLoader processes",
         )
         for depth in given.depth:
-            compare(lines, depth, given.members, folder, workers, given)
-            lines.save(given.out)  # what is measured is kept, whatever comes
+            compare(lines, depth, folder, workers, whole, given)
 
 
 if __name__ == "__main__":

@@ -47,9 +47,25 @@ from bnscale.networks.resnet import Block, ResNet
 from bnscale.trial import Network, Norm, Pixels, Precision, Refusal, Trainable, Trial
 
 FLOAT = 4  # bytes
-SIZES = tuple(2**power for power in (21, 23, 25, 27, 29, 30))  # bytes read and written by one copy
-SECONDS = 0.2  # that each measurement repeats itself for
 TYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured."""
+
+    sizes: tuple[int, ...]  # bytes read and written by one copy
+    side: int  # of square matrices
+    images: int  # of 32 by 32 pixels and 256 channels, under the convolution
+    seconds: float  # that each measurement repeats itself for
+
+
+def effort(device: torch.device, *, quick: bool) -> Effort:
+    """What tells a device's best from its overheads; or next to nothing, for a rehearsal."""
+    if quick:
+        return Effort((2**21, 2**23), 256, 1, 0.01)
+    sizes = tuple(2**power for power in (21, 23, 25, 27, 29, 30))
+    return Effort(sizes, 8192, 256, 0.2) if device.type == "cuda" else Effort(sizes, 1024, 16, 0.2)
 
 
 @dataclass(frozen=True)
@@ -89,21 +105,21 @@ class Operation:
 
 
 @lru_cache
-def measured(device: torch.device, threads: int, largest: int = SIZES[-1], side: int = 4096) -> Machine:
-    """Takes some seconds. `threads` says how many torch uses; `side` is that of the large matrices on a GPU."""
+def measured(device: torch.device, threads: int, effort: Effort) -> Machine:
+    """Takes some seconds. `threads` says how many torch uses."""
     assert threads == torch.get_num_threads(), "what is measured is what computes"
     bandwidths: dict[int, float] = {}
     parts: dict[str, float] = {}
-    for size in (each for each in SIZES if each <= largest):
-        rates = {"copy": _copy(device, size), "triad": _triad(device, size)}
+    for size in effort.sizes:
+        rates = {"copy": _copy(device, size, effort), "triad": _triad(device, size, effort)}
         bandwidths[size] = max(rates.values())
         for name, rate in rates.items():
             parts[f"{name} {size // 2**20} MiB GB/s"] = rate / 1e9
     rates_of: dict[Precision, float] = {}
     for precision, kind in TYPES.items():
         found = {
-            "matrices": _matrices(device, kind, side if device.type == "cuda" else min(side, 1024)),
-            "convolution": _convolution(device, kind, 256 if device.type == "cuda" else 16),
+            "matrices": _matrices(device, kind, effort),
+            "convolution": _convolution(device, kind, effort),
         }
         rates_of[precision] = max(found.values())
         for name, rate in found.items():
@@ -111,43 +127,44 @@ def measured(device: torch.device, threads: int, largest: int = SIZES[-1], side:
     return Machine(device_name(device), bandwidths, rates_of, parts)
 
 
-def _copy(device: torch.device, size: int) -> float:
+def _copy(device: torch.device, size: int, effort: Effort) -> float:
     source, target = (torch.ones(max(1, size // 2 // FLOAT), device=device) for _ in range(2))
-    return size / _seconds(lambda: target.copy_(source), device)
+    return size / _seconds(lambda: target.copy_(source), device, effort)
 
 
-def _triad(device: torch.device, size: int) -> float:
+def _triad(device: torch.device, size: int, effort: Effort) -> float:
     b, c, a = (torch.ones(max(1, size // 3 // FLOAT), device=device) for _ in range(3))
-    return 3 * a.numel() * FLOAT / _seconds(lambda: torch.add(b, c, alpha=3.0, out=a), device)
+    return 3 * a.numel() * FLOAT / _seconds(lambda: torch.add(b, c, alpha=3.0, out=a), device, effort)
 
 
-def _matrices(device: torch.device, kind: torch.dtype, side: int) -> float:
+def _matrices(device: torch.device, kind: torch.dtype, effort: Effort) -> float:
     """With TF32 where convolutions may use it: what the units can do is the limit."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     try:
+        side = effort.side
         a, b, c = (torch.ones(side, side, device=device, dtype=kind) for _ in range(3))
-        return 2.0 * side**3 / _seconds(lambda: torch.mm(a, b, out=c), device)
+        return 2.0 * side**3 / _seconds(lambda: torch.mm(a, b, out=c), device, effort)
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @torch.no_grad()
-def _convolution(device: torch.device, kind: torch.dtype, images: int) -> float:
-    channels, side = 256, 32
+def _convolution(device: torch.device, kind: torch.dtype, effort: Effort) -> float:
+    images, channels, side = effort.images, 256, 32
     last = torch.channels_last
     x_NCHW = torch.ones(images, channels, side, side, device=device, dtype=kind).contiguous(memory_format=last)
     weight = torch.ones(channels, channels, 3, 3, device=device, dtype=kind).contiguous(memory_format=last)
     flops = 2.0 * images * side**2 * channels**2 * 9
-    return flops / _seconds(lambda: F.conv2d(x_NCHW, weight, padding=1), device)
+    return flops / _seconds(lambda: F.conv2d(x_NCHW, weight, padding=1), device, effort)
 
 
-def _seconds(call: Callable[[], Tensor], device: torch.device) -> float:
+def _seconds(call: Callable[[], Tensor], device: torch.device, effort: Effort) -> float:
     """Of one call, the best of several rows of them. A GPU replays a row from a graph: launches are not its limit."""
     if device.type == "cpu":
         call()
         best = math.inf
-        until = time.perf_counter() + SECONDS
+        until = time.perf_counter() + effort.seconds
         while time.perf_counter() < until or best == math.inf:
             start = time.perf_counter()
             call()
@@ -169,7 +186,7 @@ def _seconds(call: Callable[[], Tensor], device: torch.device) -> float:
     start = time.perf_counter()
     graph.replay()
     torch.cuda.synchronize(device)
-    rows = max(1, min(1000, int(SECONDS / max(time.perf_counter() - start, 1e-6))))
+    rows = max(1, min(1000, int(effort.seconds / max(time.perf_counter() - start, 1e-6))))
     best = math.inf
     for _ in range(3):
         start = time.perf_counter()
@@ -274,7 +291,7 @@ def main() -> None:
     if given.threads:
         torch.set_num_threads(given.threads)
     print(table.told(given.device))
-    here = measured(given.device, torch.get_num_threads())
+    here = measured(given.device, torch.get_num_threads(), effort(given.device, quick=given.quick))
     for name, rate in here.parts.items():
         what, unit = name.rsplit(" ", 1)
         print(f"         {what:22} {rate:10.1f} {unit}")

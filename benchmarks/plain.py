@@ -7,7 +7,7 @@ Legend: N images, C channels, H height, W width.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -123,6 +123,11 @@ def images_per_second(depth: int, batch: int, steps: int, workers: int, device: 
     return batch * steps / Loop(depth, batch, workers, device).run(steps)
 
 
-def best_workers(depth: int, batch: int, most: int, device: str = "cpu") -> int:
+def best_workers(depth: int, batch: int, most: int) -> int:
     """The number of DataLoader processes, 0 to `most`, with which this loop is fastest here."""
-    return max(range(most + 1), key=lambda workers: images_per_second(depth, batch, TRIAL, workers, device))
+    return best_of(range(most + 1), depth, batch, "cpu")
+
+
+def best_of(counts: Iterable[int], depth: int, batch: int, device: str) -> int:
+    """The same of these numbers, on a device."""
+    return max(counts, key=lambda workers: images_per_second(depth, batch, TRIAL, workers, device))

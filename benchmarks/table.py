@@ -31,7 +31,7 @@ class Column:
 
     @property
     def width(self) -> int:
-        return max(len(self.name), int(self.format.partition(".")[0].rstrip("dfs") or 0))
+        return max(len(self.name), int(self.format.partition(".")[0].rstrip("dfgs") or 0))
 
 
 class Table:
@@ -125,3 +125,4 @@ def asked(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda (default: cpu)")
     parser.add_argument("--threads", type=int, help="cores that torch uses (default: all)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the figures also go as JSON")
+    parser.add_argument("--quick", action="store_true", help="a rehearsal: digits, and the limit hardly measured")
