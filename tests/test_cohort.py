@@ -419,3 +419,11 @@ def test_a_checkpoint_of_other_frozen_weights_is_taken_up_by_nobody(tmp_path: Pa
     assert [member.restore() for member in again.members] == [(1, {"loss": 0.5})] * 2
     drawn = [digits(steps=2, seed=1), digits(steps=2, seed=1, lr=0.2)]
     assert [m.restore() for m in CohortEngine(build(drawn[0]), drawn, Gang(), places).members] == [(0, {})] * 2
+
+
+def test_tensors_fetched_in_one_copy_are_themselves() -> None:
+    last = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    tensors = {"counted": torch.tensor(7), "row": torch.randn(3, 4)[1], "last": last, "steps": torch.arange(3)}
+    assert_close(checkpoint.fetch(tensors), tensors, 0.0)
+    assert_close(checkpoint.at_hand(tensors), tensors, 0.0)
+    assert checkpoint.at_hand(tensors)["last"].is_contiguous()
