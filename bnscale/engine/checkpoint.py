@@ -45,7 +45,7 @@ def at_hand(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fetch(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Those of a type in one copy: deep networks have thousands of a few numbers each, and a copy waits for the device."""
+    """Those of a type in one copy: deep networks have thousands of a few numbers each, and copies wait for a device."""
     here: dict[str, Tensor] = {}
     for kind in {t.dtype for t in tensors.values()}:
         same = {name: t for name, t in tensors.items() if t.dtype is kind}
