@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnscale.networks import assemble
+from bnscale.networks import assemble, fused
 from bnscale.networks.initial import gamma_beta, generator
-from bnscale.networks.norm import EPS, BatchNorm, NormLayer, norms_of
+from bnscale.networks.norm import EPS, BatchNorm, Fusing, NormLayer, norms_of
 from bnscale.networks.trainable import restrict
 from bnscale.trial import Affine, DecayOn, Norm, NormInit, OutputBias, Placement, Trainable, Trial
 
@@ -56,7 +56,7 @@ def kin(trial: Trial) -> Trial | None:
     return Trial(**trial.model_dump() | _OWN | length)
 
 
-class StackedNorm(nn.Module):
+class StackedNorm(Fusing):
     """The batch norms of K trials at one site, in training: each trial's images by their own statistic, gamma and beta.
 
     One that `spreads` gets the B images that all trials have in common, as the first norm does behind the first
@@ -81,6 +81,17 @@ class StackedNorm(nn.Module):
         # On a CPU torch's kernel is the fastest; on a GPU, K calls of it are K times the launches, and what is written
         # in single operations is compiled into as few as for one trial.
         return self.in_kernels(images_NCHW) if images_NCHW.device.type == "cpu" else self.in_operations(images_NCHW)
+
+    def fuses(self, images_NCHW: Tensor) -> bool:
+        return self.fused and fused.fits(images_NCHW)
+
+    def rectified(self, images_NCHW: Tensor, plus_NCHW: Tensor | None) -> Tensor:
+        own = (self.weight, self.bias, self.running_mean, self.running_var)
+        if not self.spreads:
+            return fused.rectified(images_NCHW, plus_NCHW, *own, self.momentum, EPS)
+        assert plus_NCHW is None, "nothing comes around the first norm"
+        rows = zip(*own, strict=True)
+        return torch.cat([fused.rectified(images_NCHW, None, *row, self.momentum, EPS) for row in rows])
 
     def in_kernels(self, images_NCHW: Tensor) -> Tensor:
         """By torch's kernel, once a trial: the very operations of a trial that is alone."""

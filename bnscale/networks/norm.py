@@ -31,23 +31,37 @@ def rectified(
 
     The images may be overwritten.
     """
-    if isinstance(norm, BatchNorm) and norm.fuses(images_NCHW) and not (_hooked(norm) or _hooked(relu)):
+    if isinstance(norm, Fusing) and norm.fuses(images_NCHW) and not (_hooked(norm) or _hooked(relu)):
         return norm.rectified(images_NCHW, plus() if plus else None)
     images_NCHW = norm(images_NCHW)
     return relu(images_NCHW.add_(plus()) if plus else images_NCHW)
 
 
+class Fusing(nn.Module):
+    """A norm that may be one operation with what stands behind it."""
+
+    fused = False  # whether it is, where it `fuses`
+
+    def fuses(self, images_NCHW: Tensor) -> bool:
+        """Whether `rectified` stands for the norm of these images and what follows it."""
+        raise NotImplementedError
+
+    def rectified(self, images_NCHW: Tensor, plus_NCHW: Tensor | None) -> Tensor:
+        """relu(norm(images) + plus), where it `fuses`."""
+        raise NotImplementedError
+
+
 def fuse(network: nn.Module) -> None:
     """From now on, training computes each norm and the relu behind it in one operation, where `fused` has one."""
     for norm in network.modules():
-        if type(norm) is BatchNorm:
+        if isinstance(norm, Fusing):
             norm.fused = True
 
 
 @contextmanager
 def composed(network: nn.Module) -> Iterator[None]:
     """Inside, each norm is an operation of its own, which can be differentiated more than once."""
-    fused = [norm for norm in network.modules() if isinstance(norm, BatchNorm) and norm.fused]
+    fused = [norm for norm in network.modules() if isinstance(norm, Fusing) and norm.fused]
     for norm in fused:
         norm.fused = False
     try:
@@ -113,7 +127,7 @@ class GroupNorm(NormLayer):
         return f"{super().extra_repr()}, groups={self.groups}"
 
 
-class BatchNorm(NormLayer):
+class BatchNorm(NormLayer, Fusing):
     """Batch normalization (Ioffe & Szegedy 2015, algorithm 1) over `norm_batch` images a statistic.
 
     The running variance is the unbiased one over `norm_batch` images. With several ghost groups the running statistics
@@ -135,12 +149,12 @@ class BatchNorm(NormLayer):
         self.register_buffer("running_var", torch.ones(channels))
         self.register_buffer("num_batches_tracked", torch.tensor(0))
         self.peers: dist.ProcessGroup | None = None  # the workers behind one statistic; None: this one alone
-        self.fused = False  # in training the relu behind it is a part of the same operation
 
     def fuses(self, images_NCHW: Tensor) -> bool:
-        """Whether `rectified` stands for this norm and what follows it: in training, as one statistic of one worker."""
+        """In training, as one statistic of one worker."""
         return (
             self.fused
+            and type(self) is BatchNorm
             and self.training
             and self.peers is None
             and images_NCHW.shape[0] == self.norm_batch
@@ -148,7 +162,6 @@ class BatchNorm(NormLayer):
         )
 
     def rectified(self, images_NCHW: Tensor, plus_NCHW: Tensor | None) -> Tensor:
-        """relu(norm(images) + plus), where it `fuses`."""
         self.num_batches_tracked.add_(1)
         running = (self.running_mean, self.running_var)
         return fused.rectified(images_NCHW, plus_NCHW, *self.gamma_beta(images_NCHW), *running, self.momentum, EPS)
