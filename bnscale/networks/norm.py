@@ -31,37 +31,23 @@ def rectified(
 
     The images may be overwritten.
     """
-    if isinstance(norm, Fusing) and norm.fuses(images_NCHW) and not (_hooked(norm) or _hooked(relu)):
+    if isinstance(norm, BatchNorm) and norm.fuses(images_NCHW) and not (_hooked(norm) or _hooked(relu)):
         return norm.rectified(images_NCHW, plus() if plus else None)
     images_NCHW = norm(images_NCHW)
     return relu(images_NCHW.add_(plus()) if plus else images_NCHW)
 
 
-class Fusing(nn.Module):
-    """A norm that may be one operation with what stands behind it."""
-
-    fused = False  # whether it is, where it `fuses`
-
-    def fuses(self, images_NCHW: Tensor) -> bool:
-        """Whether `rectified` stands for the norm of these images and what follows it."""
-        raise NotImplementedError
-
-    def rectified(self, images_NCHW: Tensor, plus_NCHW: Tensor | None) -> Tensor:
-        """relu(norm(images) + plus), where it `fuses`."""
-        raise NotImplementedError
-
-
 def fuse(network: nn.Module) -> None:
     """From now on, training computes each norm and the relu behind it in one operation, where `fused` has one."""
     for norm in network.modules():
-        if isinstance(norm, Fusing):
+        if isinstance(norm, BatchNorm):
             norm.fused = True
 
 
 @contextmanager
 def composed(network: nn.Module) -> Iterator[None]:
     """Inside, each norm is an operation of its own, which can be differentiated more than once."""
-    fused = [norm for norm in network.modules() if isinstance(norm, Fusing) and norm.fused]
+    fused = [norm for norm in network.modules() if isinstance(norm, BatchNorm) and norm.fused]
     for norm in fused:
         norm.fused = False
     try:
@@ -127,7 +113,7 @@ class GroupNorm(NormLayer):
         return f"{super().extra_repr()}, groups={self.groups}"
 
 
-class BatchNorm(NormLayer, Fusing):
+class BatchNorm(NormLayer):
     """Batch normalization (Ioffe & Szegedy 2015, algorithm 1) over `norm_batch` images a statistic.
 
     The running variance is the unbiased one over `norm_batch` images. With several ghost groups the running statistics
@@ -149,9 +135,10 @@ class BatchNorm(NormLayer, Fusing):
         self.register_buffer("running_var", torch.ones(channels))
         self.register_buffer("num_batches_tracked", torch.tensor(0))
         self.peers: dist.ProcessGroup | None = None  # the workers behind one statistic; None: this one alone
+        self.fused = False  # with relu behind it, in training, where it `fuses`
 
     def fuses(self, images_NCHW: Tensor) -> bool:
-        """In training, as one statistic of one worker."""
+        """Whether `rectified` stands for the norm of these images and what follows: as one statistic of one worker."""
         return (
             self.fused
             and type(self) is BatchNorm
@@ -162,6 +149,7 @@ class BatchNorm(NormLayer, Fusing):
         )
 
     def rectified(self, images_NCHW: Tensor, plus_NCHW: Tensor | None) -> Tensor:
+        """relu(norm(images) + plus)."""
         self.num_batches_tracked.add_(1)
         running = (self.running_mean, self.running_var)
         return fused.rectified(images_NCHW, plus_NCHW, *self.gamma_beta(images_NCHW), *running, self.momentum, EPS)
