@@ -153,6 +153,7 @@ class CohortEngine:
 
     def keep(self, places: Sequence[int]) -> None:
         """Go on with these members only. The others stay as they are."""
+        del self._steps  # and with them a recording, whose memory the next one needs
         left = [self.members[place] for place in places]
         momenta = [dict(member.momenta) for member in left]
         self._stacked = Stacked(self._stacked.body, [member.module for member in left], left[0].trial)
