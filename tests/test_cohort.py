@@ -20,6 +20,7 @@ from bnscale.networks import build
 from bnscale.networks.cohort import Stacked, StackedNorm, kin, members
 from bnscale.networks.recompute import Activations
 from bnscale.probes import STEP, curve, gamma, gradient, parameter_gradient
+from bnscale.rules import RENORM
 from bnscale.store import Store
 from bnscale.train import Job, Progress, run
 from bnscale.trial import (
@@ -32,10 +33,12 @@ from bnscale.trial import (
     NormInit,
     Outcome,
     OutputBias,
+    Pixels,
     Placement,
     Precision,
     Trainable,
     Trial,
+    WeightInit,
 )
 
 CPU = torch.device("cpu")
@@ -69,14 +72,18 @@ def test_trials_that_differ_in_gamma_and_beta_and_their_optimisation_are_kin(fie
     assert kin(digits(**fields)) == kin(digits()) is not None
 
 
-def test_every_field_may_differ_within_a_cohort_or_parts_it():
+def test_every_field_may_differ_within_a_cohort_or_parts_it() -> None:
     apart: list[dict[str, Any]] = [
-        {"validation": 200}, {"label_noise": 0.5}, {"depth": 14}, {"width": 2}, {"steps": 20}, {"seed": 1},
-        {"batch": 8, "norm_batch": 8}, {"precision": Precision.BF16}, {"placement": Placement.EVERY_2},
-        {"output_bias": OutputBias.ZERO},
+        {"validation": 200}, {"label_noise": 0.5}, {"augmentation": Augmentation.NONE},
+        {"network": Network.VGG_RESIDUAL}, {"depth": 14}, {"width": 2}, {"seed": 1}, {"batch": 8, "norm_batch": 8},
+        {"steps": 20}, {"epochs": 1, "steps": None},
+        {"precision": Precision.BF16}, {"placement": Placement.EVERY_2}, {"output_bias": OutputBias.ZERO},
+        {"data": Data.MNIST}, {"pixels": Pixels.JPEG}, {"weight_init": WeightInit.BINARY},
     ]  # fmt: skip
     for fields in apart:
         assert kin(digits(**fields)) not in (None, kin(digits())), fields
+    alone = {"norm", "groups", *RENORM}  # of norms that have no stacked form
+    assert {name for fields in [*MAY_DIFFER, *apart] for name in fields} | alone == set(Trial.model_fields)
 
 
 def test_an_epoch_counts_as_the_steps_that_it_has():
@@ -299,6 +306,17 @@ def test_the_tables_of_a_cohort_are_those_of_its_trials_alone(apart: Path, toget
 def test_what_is_saved_of_a_member_is_what_is_saved_of_the_trial_alone(apart: Path, together: Path) -> None:
     for one, other in zip(jobs(apart), jobs(together), strict=True):
         assert_close(saved(one), saved(other), 1e-5)
+
+
+def test_a_member_whose_rate_drops_at_plateaus_hears_its_own_losses(apart: Path, together: Path) -> None:
+    heard = []
+    for store in (apart, together):
+        job = jobs(store)[list(LOOP).index("plateau")]
+        found = checkpoint.newest(Store(store).checkpoints(job.trial.id))
+        assert found is not None
+        heard.append(found.facts["plateau"])
+    assert heard[0] == pytest.approx(heard[1], rel=1e-5)
+    assert heard[0]["drops"] > 0
 
 
 def test_every_manifest_says_how_many_trials_shared_the_pass_and_counts_its_share_of_the_time(

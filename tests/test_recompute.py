@@ -8,13 +8,12 @@ import torch
 from examples import digits
 from torch import nn
 
-from bnscale.data import Resident
+from bnscale.data import Resident, blank
 from bnscale.engine import Alone, Gang
 from bnscale.engine.local import LocalEngine
 from bnscale.networks import build
 from bnscale.networks.recompute import Activations, parts, recomputable, recomputing
 from bnscale.probes import EPOCH, STEP, curve, gradient, parameter_gradient
-from bnscale.schedule import budget
 from bnscale.train import Course, train
 from bnscale.trial import Network, Norm, Placement, Precision, Trainable, Trial
 
@@ -106,7 +105,7 @@ def test_less_is_kept_for_backward(network: Network, depth: int, width: int, sha
 def held(trial: Trial, activations: Activations) -> int:
     """Bytes that a forward pass leaves for the backward pass."""
     network = build(trial)
-    images_NCHW, targets = budget._batch(trial, torch.randn)
+    images_NCHW, targets = blank(trial, torch.device("cpu"))
     with torch.profiler.profile(profile_memory=True) as profile, recomputing(network, activations):
         loss = nn.functional.cross_entropy(network(images_NCHW), targets)
     assert loss.requires_grad

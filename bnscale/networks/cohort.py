@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnscale.networks import assemble
+from bnscale.networks import assemble, fused
 from bnscale.networks.initial import gamma_beta, generator
 from bnscale.networks.norm import EPS, BatchNorm, NormLayer, norms_of
 from bnscale.networks.trainable import restrict
@@ -56,25 +56,43 @@ def kin(trial: Trial) -> Trial | None:
     return Trial(**trial.model_dump() | _OWN | length)
 
 
-class StackedNorm(nn.Module):
-    """The batch norms of K trials at one site, in training: each trial's images by their own statistic, gamma and beta.
+class StackedNorm(BatchNorm):
+    """The batch norms of K trials at one site, in training: each trial's images by their own statistic, gamma and beta,
+    (K, C) each.
 
     One that `spreads` gets the B images that all trials have in common, as the first norm does behind the first
     convolution, and gives each trial its own of them: (B, C, H, W) to (N, C, H, W).
     """
 
-    momentum = BatchNorm.momentum
-    running_mean: Tensor  # (K, C)
-    running_var: Tensor
+    weight: nn.Parameter
+    bias: nn.Parameter
 
     def __init__(
-        self, weight_KC: nn.Parameter, bias_KC: nn.Parameter, mean_KC: Tensor, var_KC: Tensor, *, spreads: bool
+        self,
+        gamma_KC: nn.Parameter,
+        beta_KC: nn.Parameter,
+        mean_KC: Tensor,
+        var_KC: Tensor,
+        batch: int,
+        *,
+        spreads: bool,
     ) -> None:
-        super().__init__()
-        self.weight, self.bias = weight_KC, bias_KC
-        self.register_buffer("running_mean", mean_KC)
-        self.register_buffer("running_var", var_KC)
+        super().__init__(gamma_KC.shape[1], Affine.BOTH, len(gamma_KC) * batch)
+        self.weight, self.bias = gamma_KC, beta_KC
+        self.running_mean, self.running_var = mean_KC, var_KC
+        del self.num_batches_tracked  # `Stacked` counts for all its norms at once
         self.spreads = spreads
+
+    def fuses(self, images_NCHW: Tensor) -> bool:
+        return self.training and fused.fits(images_NCHW)
+
+    def rectified(self, images_NCHW: Tensor, plus_NCHW: Tensor | None) -> Tensor:
+        if not self.spreads:
+            given = (self.weight, self.bias, self.running_mean, self.running_var)
+            return fused.rectified(images_NCHW, plus_NCHW, *given, self.momentum, EPS)
+        assert plus_NCHW is None, "nothing is added behind the first convolution"
+        rows = zip(self.weight, self.bias, self.running_mean, self.running_var, strict=True)
+        return torch.cat([fused.rectified(images_NCHW, None, *row, self.momentum, EPS) for row in rows])
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         assert self.training, "a trial is evaluated by a network of its own"
@@ -112,8 +130,7 @@ class StackedNorm(nn.Module):
         return y.permute(0, 3, 1, 2) if maps else y
 
     def extra_repr(self) -> str:
-        trials, channels = self.weight.shape
-        return f"{channels}, trials={trials}" + (", spreads" if self.spreads else "")
+        return f"{super().extra_repr()}, trials={len(self.weight)}" + (", spreads" if self.spreads else "")
 
 
 class Stacked(nn.Module):
@@ -166,7 +183,9 @@ class Stacked(nn.Module):
             self.steps_KL[trial, place] = norm.num_batches_tracked
             norm.num_batches_tracked = self.steps_KL[trial, place]
             norm.running_mean, norm.running_var = mean_KC[trial], var_KC[trial]
-        self.body.set_submodule(name, StackedNorm(stacked[0], stacked[1], mean_KC, var_KC, spreads=spreads))
+        self.body.set_submodule(
+            name, StackedNorm(stacked[0], stacked[1], mean_KC, var_KC, norms[0].norm_batch, spreads=spreads)
+        )
 
     def _piece(self, name: str, values_A: Tensor) -> Tensor:
         """One norm's gammas or betas, (K, C)."""
