@@ -84,7 +84,7 @@ class StackedNorm(BatchNorm):
         self.spreads = spreads
 
     def fuses(self, images_NCHW: Tensor) -> bool:
-        return self.training and fused.fits(images_NCHW)
+        return self.fused and fused.fits(images_NCHW)
 
     def rectified(self, images_NCHW: Tensor, plus_NCHW: Tensor | None) -> Tensor:
         if not self.spreads:
