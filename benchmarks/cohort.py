@@ -182,6 +182,8 @@ def compare(
             going = [side for side in going if _lives(side, Side.turn)]
         for side in going:
             side.stop()
+        if device.type == "cpu":  # which is rarely as idle at one time as at another
+            whole = whole.or_better(measured(device, torch.get_num_threads(), effort(device, quick=given.quick)))
         for (precision, count), side in sides.items():
             if side not in group:
                 continue
