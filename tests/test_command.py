@@ -138,8 +138,11 @@ def test_bnscale_asks_and_exports_any_store(
 
 def test_plan_status_and_report_start_nothing(said: str, store: Path, capsys: Any, unstarted: None) -> None:
     before = contents(store)
-    assert inside("plan", *GROWN, "--store", str(store)) == 0
-    assert "4 trials, 2 done." in capsys.readouterr().out
+    assert inside("plan", *GROWN, "--store", str(store), "--gpus", "1", "--cpus", "16") == 0
+    planned = capsys.readouterr().out
+    assert "4 trials, 2 done." in planned
+    assert "On 1 GPU and 16 CPUs, each as fast as that: " in planned
+    assert " hours for the 2 left, longest first, with 1 slot 100 % in use; " in planned
     assert inside("status", *GROWN, "--store", str(store)) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "4 trials: 2 done, 2 missing"
     assert contents(store) == before

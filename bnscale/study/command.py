@@ -21,6 +21,7 @@ from bnscale.study.asked import Asked, folder_of, here, preset_of
 from bnscale.study.declare import MANY, MOST, Study
 from bnscale.study.run import Way, run
 from bnscale.study.say import make_report, say_plan, say_size, say_status
+from bnscale.study.slots import Slots
 from bnscale.trial import Refusal, near
 
 COMMANDS = ("plan", "run", "status", "report", "sql")
@@ -71,16 +72,24 @@ def app(study: Study, file: Path) -> typer.Typer:
         folder: DataPath = None,
         workers: Workers = 1,
         threads: Threads = 1,
+        gpus: Annotated[
+            int | None,
+            typer.Option("--gpus", min=1, help="Forecast the makespan on so many GPUs; else on this machine."),
+        ] = None,
+        cpus: Annotated[
+            int | None, typer.Option("--cpus", min=1, help="The same on so many CPUs; with --gpus, theirs.")
+        ] = None,
         yes: Yes = False,
     ) -> None:
-        """Trials, and what they take in hours, memory and disk. Starts nothing."""
+        """Trials, what they take in hours, memory and disk, and until when. Starts nothing."""
+        slots = Slots.of(gpus, cpus, workers, threads)
         preset = preset or _this_machine_s()
         grid = preset_of(study, preset, sets)
         if grid.trials > (MOST if yes else MANY):
             say_size(study, preset, grid, folder_of(folder), console)
             return
         asked = Asked.of(study, file, preset, sets, store, folder)
-        say_plan(asked, workers, threads, console)
+        say_plan(asked, workers, threads, slots, console)
 
     @commands.command("run")
     def _run(

@@ -18,6 +18,7 @@ from bnscale.lease import Driver, Lease, claim, release
 from bnscale.probes import looking
 from bnscale.schedule import budget
 from bnscale.schedule.failure import Ending, Failure, Hopeless, OutOfTime
+from bnscale.schedule.makespan import makespan
 from bnscale.schedule.needs import on_one_type
 from bnscale.schedule.progress import Watch
 from bnscale.storage import check, storage
@@ -25,6 +26,7 @@ from bnscale.store import Manifest, Store
 from bnscale.study.asked import Asked
 from bnscale.study.plan import commit
 from bnscale.study.say import duration, make_report
+from bnscale.study.slots import units
 from bnscale.train import Job
 from bnscale.trial import Outcome, Refusal, Trial
 
@@ -157,8 +159,8 @@ def _train(
         return {}
     forecasts = asked.forecasts(way.workers_per_trial, way.threads, gpu=cluster.gpus > 0)
     slots = max(1, cluster.slots(way.threads, 0) // way.workers_per_trial)
-    wait = duration(sum(forecasts[trial.id].seconds for trial in left) / slots)
-    _say_size(asked, left, console, f", about {wait} for {slots} at a time")
+    foreseen = makespan(units(left, forecasts, way.workers_per_trial), slots * way.workers_per_trial)
+    _say_size(asked, left, console, f", about {duration(foreseen.seconds)} for {slots} at a time")
     code = commit(asked.file.resolve().parent)
     begun = [each for each in store.storage.each(store.manifest, [trial.id for trial in left]) if each]
     known = {manifest.trial: manifest for manifest in begun}

@@ -12,15 +12,17 @@ from bnscale import report
 from bnscale.engine.machine import in_bytes
 from bnscale.lease import holder
 from bnscale.schedule import budget
+from bnscale.schedule.makespan import Makespan
 from bnscale.storage import storage
 from bnscale.store import Manifest, Store
 from bnscale.study.asked import Asked, cost_of, here, store_there
 from bnscale.study.declare import MANY, MOST, Preset, Study
 from bnscale.study.plan import Planned, Search
+from bnscale.study.slots import Slots, makespan_of
 from bnscale.trial import Outcome
 
 
-def say_plan(asked: Asked, workers: int, threads: int, console: Console) -> None:
+def say_plan(asked: Asked, workers: int, threads: int, slots: Slots, console: Console) -> None:
     gpu = torch.cuda.is_available()
     forecasts = asked.forecasts(workers, threads, gpu=gpu)
     store = store_there(asked.store)
@@ -54,6 +56,18 @@ def say_plan(asked: Asked, workers: int, threads: int, console: Console) -> None
         f"thread{'s' if threads > 1 else ''}; at most {in_bytes(cost.memory)} of memory a worker"
         + (f" and {in_bytes(cost.on_gpu)} on its GPU" if gpu else "")
         + f"; at most {in_bytes(cost.disk)} of disk when all have finished. Data: {_data(asked)}.",
+        soft_wrap=True,
+    )
+    if left:
+        _say_makespan(makespan_of(asked, left, forecasts, workers, slots.count), len(left), slots, console)
+
+
+def _say_makespan(span: Makespan, left: int, slots: Slots, console: Console) -> None:
+    """When what is left would be done, longest first."""
+    console.print(
+        f"On {slots.said}, each as fast as that: {_hours(span.seconds)} hours for the {left:,} left, longest first, "
+        f"with {span.slots} slot{'s' if span.slots > 1 else ''} {100 * span.utilisation:.0f} % in use; no order takes "
+        f"less than {_hours(span.bound)} hours. Starting the workers takes seconds more.",
         soft_wrap=True,
     )
 
