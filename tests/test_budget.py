@@ -98,7 +98,7 @@ SIZES = [
 @pytest.mark.parametrize("norm", [{}, {"norm": Norm.GROUP, "groups": 16}], ids=str)
 @pytest.mark.parametrize(("network", "depth", "width"), SIZES, ids=str)
 def test_every_trial_that_can_run_can_be_foreseen(network, depth, width, norm, monkeypatch):
-    monkeypatch.setattr(budget, "_time", lambda trial, device, threads: 1.0)
+    monkeypatch.setattr(budget, "_time", lambda trial, device, threads, members: 1.0)
     fields = {
         "network": network,
         "depth": depth,

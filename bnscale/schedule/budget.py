@@ -33,11 +33,12 @@ from bnscale.trial import Network, NormInit, OutputBias, Placement, Refusal, Tra
 
 FLOAT = 4  # bytes
 MAPS = 4  # of the largest, that live at once beside what is kept
+SEVERAL = 4  # members of the cohort whose step is timed
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Of one trial."""
+    """Of one trial, or of several that are trained in one pass."""
 
     seconds: float  # of one worker, alone on its cores or its GPU
     memory: int  # bytes of main memory of one worker at its peak
@@ -155,10 +156,37 @@ class Pace:
     def __init__(self, device: torch.device, threads: int) -> None:
         self.device = device
         self.threads = threads
-        self._timed: dict[Trial, float] = {}
+        self._timed: dict[tuple[Trial, int], float] = {}
 
-    def step(self, trial: Trial) -> float:
-        """Seconds of one update of the whole batch by one worker.
+    def step(self, trial: Trial, members: int = 1) -> float:
+        """Seconds of one update of the whole batch by one worker, of so many trials like this one at once.
+
+        Each member beside the first takes what it took on average in a step of `SEVERAL`.
+        """
+        alone = self._step(trial, 1)
+        if members == 1:
+            return alone
+        return alone + (members - 1) * max(0.0, self._step(trial, SEVERAL) - alone) / (SEVERAL - 1)
+
+    def relief(self, trial: Trial) -> float:
+        """What a member's part of a step of several takes, over a step of the trial alone: less than 1 where training
+        them in one pass saves time."""
+        return self._step(trial, SEVERAL) / (SEVERAL * self._step(trial, 1))
+
+    def crowding(self, trial: Trial, sharers: int) -> float:
+        """Seconds of a step where so many trials like this one share the GPU, over those of one that is alone there:
+        from 1, where it idles between a trial's operations, to `sharers`, where one trial keeps it busy.
+
+        A step of twice the batch tells how busy it is. `sharers` also where there was no GPU to time it on.
+        """
+        twice = _shape(trial, batch=2 * trial.batch, norm_batch=2 * trial.norm_batch)
+        if self.device.type != "cuda" or twice is None:
+            return float(sharers)
+        busy = self._step(twice, 1) / (2 * self._step(trial, 1))
+        return min(max(1.0, sharers * busy), float(sharers))
+
+    def _step(self, trial: Trial, members: int) -> float:
+        """Seconds of a step of so many.
 
         What is timed is a cheap relative of the trial: shallow and narrow, gamma and beta trained where there are any,
         with its data, batch, norm and precision. Width, depth and what trains then count by their operations.
@@ -177,21 +205,21 @@ class Pace:
         narrow = _shape(trial, **relative) or _shape(trial)
         assert narrow is not None, "a trial is a relative of its own"
         shallow, deeper = _ladder(narrow)
-        seconds = self._time(_shape(narrow, depth=shallow))
+        seconds = self._time(_shape(narrow, depth=shallow), members)
         if shallow != deeper:
-            more = max(self._time(_shape(narrow, depth=deeper)) - seconds, 0.0)
+            more = max(self._time(_shape(narrow, depth=deeper), members) - seconds, 0.0)
             seconds += more * (narrow.depth - shallow) / (deeper - shallow)
         return seconds * work(trial).flops / work(narrow).flops
 
-    def _time(self, trial: Trial | None) -> float:
+    def _time(self, trial: Trial | None, members: int) -> float:
         assert trial is not None, "the ladder has trials that exist"
-        if trial not in self._timed:
-            self._timed[trial] = _time(trial, self.device, self.threads)
+        if (trial, members) not in self._timed:
+            self._timed[trial, members] = _time(trial, self.device, self.threads, members)
             release_memory()  # a driver lives as long as its study
-        return self._timed[trial]
+        return self._timed[trial, members]
 
 
-def _time(trial: Trial, device: torch.device, threads: int) -> float:
+def _time(trial: Trial, device: torch.device, threads: int, members: int) -> float:
     """The fastest of three steps after one that warms up; random images serve."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -212,8 +240,11 @@ def _time(trial: Trial, device: torch.device, threads: int) -> float:
         torch.set_num_threads(before)
 
 
-def forecast(trial: Trial, probes: dict[Probe, Cadence], pace: Pace, workers: int, *, gpu: bool) -> Forecast:
-    """What one trial will take, trained by `workers` workers, on GPUs or not."""
+def forecast(
+    trial: Trial, probes: dict[Probe, Cadence], pace: Pace, workers: int, *, gpu: bool, members: int = 1
+) -> Forecast:
+    """What one trial will take, trained by `workers` workers, on GPUs or not; or a pass of so many trials like it, which
+    train at once and are measured one after the other."""
     counted = work(trial)
     step = pace.step(trial)
     facts = trial.facts
@@ -223,13 +254,14 @@ def forecast(trial: Trial, probes: dict[Probe, Cadence], pace: Pace, workers: in
     passes = sum(asked.evaluations * times for asked, times in readings)
     # Every worker of a gang computes the whole batch for itself where a probe takes gradients or looks along them.
     alone = sum(asked.steps(trial) * times for asked, times in readings)
-    training = round(_training_memory(trial, counted, 1 if alone else workers))
+    training = round(_training_memory(trial, counted, 1 if alone else workers, members))
     host = round(_process() + _data(trial))
     return Forecast(
-        seconds=(trial.total_steps * step + passes * evaluation) / workers + alone * step,
+        seconds=(trial.total_steps * pace.step(trial, members) + members * passes * evaluation) / workers
+        + members * alone * step,
         memory=host if gpu else host + training,
         on_gpu=round(_data(trial)) + training if gpu else 0,
-        disk=round(_disk(trial, counted, probes)),
+        disk=members * round(_disk(trial, counted, probes)),
     )
 
 
@@ -240,13 +272,14 @@ def _data(trial: Trial) -> float:
     return (facts.train + facts.test) * each
 
 
-def _training_memory(trial: Trial, counted: Work, workers: int) -> float:
+def _training_memory(trial: Trial, counted: Work, workers: int, members: int) -> float:
     """Weights, gradients and momentum; beside them the more of two: what backward needs with the few maps that live for
-    a moment, or the few maps of an evaluation's larger batch."""
-    weights = FLOAT * (counted.parameters + 2 * counted.trained + counted.buffers)
+    a moment, or the few maps of an evaluation's larger batch. Members share what does not train."""
+    frozen = counted.parameters - counted.trained
+    weights = FLOAT * (frozen + members * (3 * counted.trained + counted.buffers))
     sites = placed(trial.network, trial.depth, trial.width, trial.facts.side, Placement.EVERY)
     widest = FLOAT * max((site.channels * site.side**2 for site in sites), default=0)  # one image's largest map
-    training = counted.saved / workers + MAPS * widest * trial.batch / workers
+    training = members * (counted.saved + MAPS * widest * trial.batch) / workers
     return weights + max(training, MAPS * widest * EVALUATION_BATCH)
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bnscale.schedule.needs import Cluster
+from bnscale.trial import Trial
 
 if TYPE_CHECKING:
     from bnscale.schedule.budget import Forecast
-    from bnscale.train import Job
 
 MOST = 32  # members of a pass: what more would save is little, and an error is everybody's
 WORTH = 0.9  # of the time alone, that a member may take in a pass that is worth its while
@@ -68,76 +68,78 @@ class Unit:
         return [self.of([trial], forecasts) for trial in self.trials]
 
 
-def alone(jobs: "Sequence[Job]", forecasts: Mapping[str, "Forecast"]) -> list[Unit]:
+def alone(trials: Iterable[str], forecasts: Mapping[str, "Forecast"]) -> list[Unit]:
     """Each in a pass of its own."""
-    return [Unit((job.trial.id,), forecasts[job.trial.id]) for job in jobs]
+    return [Unit((trial,), forecasts[trial]) for trial in trials]
 
 
 def units_of(
-    jobs: "Sequence[Job]",
+    trials: Sequence[Trial],
     forecasts: Mapping[str, "Forecast"],
-    foresee: "Callable[[Job, int], Forecast]",
+    foresee: "Callable[[Trial, int], Forecast]",
     cluster: Cluster,
     threads: int,
     *,
+    readings: Callable[[Trial], Hashable],
     reached: Mapping[str, int],
-    worth: "Callable[[Job], bool]",
+    worth: Callable[[Trial], bool],
     most: int | None = None,
 ) -> list[Unit]:
-    """Passes for all jobs: as many members each as the memory of the cluster holds, no fewer passes than it can run at
+    """Passes for all trials: as many members each as the memory of the cluster holds, no fewer passes than it can run at
     once, and of near equal size.
 
     `foresee` says what a pass of so many trials like one takes, and `worth` whether a member takes less time in one
-    than alone; neither is asked in vain, for both time steps. `reached` are the steps from which trials go on. `most`
-    is what a user wants: passes of so many members, whatever it takes; 1: all train alone.
+    than alone; neither is asked in vain, for both time steps. `readings` are what a trial is measured by, and `reached`
+    the steps from which trials go on. `most` is what a user wants: passes of so many members, whatever they take; 1:
+    all train alone.
     """
     from bnscale.networks.cohort import kin  # brings torch, of no use to a worker of toys
 
-    groups: dict[Hashable, list[Job]] = defaultdict(list)
-    single: list[Job] = []
-    for job in jobs:
-        likeness = kin(job.trial) if most != 1 else None
+    groups: dict[Hashable, list[Trial]] = defaultdict(list)
+    single: list[Trial] = []
+    for trial in trials:
+        likeness = kin(trial) if most != 1 else None
         if likeness is None:
-            single.append(job)
+            single.append(trial)
         else:
-            groups[likeness, tuple(job.probes.items()), reached.get(job.trial.id, 0)].append(job)
+            groups[likeness, readings(trial), reached.get(trial.id, 0)].append(trial)
     slots = max(1, cluster.slots(threads, 0))
     several = []
     for group in groups.values():
-        may_pay = len(group) > 1 and (most is not None or len(jobs) > slots)
+        may_pay = len(group) > 1 and (most is not None or len(trials) > slots)
         if may_pay and (most is not None or worth(group[0])):
             several.append(_Group(group, foresee))
         else:
             single += group
     if most is not None:
         for each in several:
-            each.passes = math.ceil(len(each.jobs) / most)
+            each.passes = math.ceil(len(each.trials) / most)
     else:
-        room = _Room(cluster, threads, max((forecasts[job.trial.id].memory for job in jobs), default=0))
+        room = _Room(cluster, threads, max((forecasts[trial.id].memory for trial in trials), default=0))
         for each in several:
-            each.passes = math.ceil(len(each.jobs) / _fitting(each, room))
-        _spread(several, [forecasts[job.trial.id].seconds for job in single], slots)
-    return [unit for each in several for unit in each.units()] + alone(single, forecasts)
+            each.passes = math.ceil(len(each.trials) / _fitting(each, room))
+        _spread(several, [forecasts[trial.id].seconds for trial in single], slots)
+    return [unit for each in several for unit in each.units()] + alone([trial.id for trial in single], forecasts)
 
 
 class _Group:
-    """Jobs of which any number may share a pass."""
+    """Trials of which any number may share a pass."""
 
-    def __init__(self, jobs: "list[Job]", foresee: "Callable[[Job, int], Forecast]") -> None:
-        self.jobs = jobs
-        self.passes = len(jobs)
+    def __init__(self, trials: list[Trial], foresee: "Callable[[Trial, int], Forecast]") -> None:
+        self.trials = trials
+        self.passes = len(trials)
         self._foresee = foresee
         self._foreseen: dict[int, Forecast] = {}
 
     def forecast(self, members: int) -> "Forecast":
         if members not in self._foreseen:
-            self._foreseen[members] = self._foresee(self.jobs[0], members)
+            self._foreseen[members] = self._foresee(self.trials[0], members)
         return self._foreseen[members]
 
     @property
     def sizes(self) -> list[int]:
         """Members of each pass, the larger ones first."""
-        size, more = divmod(len(self.jobs), self.passes)
+        size, more = divmod(len(self.trials), self.passes)
         return [size + 1] * more + [size] * (self.passes - more)
 
     @property
@@ -146,7 +148,7 @@ class _Group:
         return [self.forecast(size).seconds for size in self.sizes]
 
     def units(self) -> list[Unit]:
-        names = iter([job.trial.id for job in self.jobs])
+        names = iter([trial.id for trial in self.trials])
         return [Unit(tuple(next(names) for _ in range(size)), self.forecast(size)) for size in self.sizes]
 
 
@@ -165,7 +167,7 @@ class _Room:
 
 def _fitting(group: _Group, room: _Room) -> int:
     """Members that a pass may have at most."""
-    fit, too_many = 1, min(len(group.jobs), MOST) + 1
+    fit, too_many = 1, min(len(group.trials), MOST) + 1
     while too_many - fit > 1:
         middle = (fit + too_many) // 2
         if room.holds(group.forecast(middle)):
@@ -183,10 +185,10 @@ def _spread(groups: list[_Group], singles: list[float], slots: int) -> None:
         seconds = [*singles, *(each for group in groups for each in group.seconds)]
         busy = len(seconds) >= slots
         enough += busy
-        passed = makespan(seconds, slots)
+        passed = _span(seconds, slots)
         if passed < 0.99 * soonest or not busy:
             soonest, best = passed, [group.passes for group in groups]
-        divisible = [group for group in groups if group.passes < len(group.jobs)]
+        divisible = [group for group in groups if group.passes < len(group.trials)]
         if not divisible:
             break
         max(divisible, key=lambda group: group.seconds[0]).passes += 1
@@ -194,8 +196,8 @@ def _spread(groups: list[_Group], singles: list[float], slots: int) -> None:
         group.passes = passes
 
 
-def makespan(seconds: Iterable[float], slots: int) -> float:
-    """Seconds until all have ended, longest first, on so many slots."""
+def _span(seconds: Iterable[float], slots: int) -> float:
+    """As makespan.py has it, where each takes a whole slot, and quickly: of a study's many divisions."""
     ends = [0.0] * max(1, slots)
     for each in sorted(seconds, reverse=True):
         heapq.heapreplace(ends, ends[0] + each)

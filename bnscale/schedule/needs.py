@@ -157,8 +157,8 @@ def _too_large(trial: str, need: Need, cluster: Cluster) -> str:
     return (
         f"{trial}: needs {need.workers} worker{'s' if need.workers > 1 else ''} of {need.threads} CPUs{gpu} and "
         f"{need.memory / GIB:.1f} GiB each; the cluster {'may have' if cluster.most else 'has'} {nodes}. "
-        "Ask for fewer workers a trial, fewer threads a worker, smaller cohorts or a smaller batch, or a larger cluster "
-        "by its address"
+        "Ask for fewer workers a trial, fewer threads a worker, smaller cohorts or a smaller batch, or a larger "
+        "cluster by its address"
     )
 
 

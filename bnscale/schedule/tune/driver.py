@@ -92,7 +92,7 @@ def run(
         driver=driver.id if driver else None,
         halving=rivals is not None,
     )
-    parts = list(units or alone(jobs, forecasts))
+    parts = list(units or alone(by_id, forecasts))
     telling = _Telling(brief, watch, driver, elastic=cluster.most is not None, units=parts, sharers=sharers)
 
     def needs(parts: list[Unit]) -> dict[str, Need]:
