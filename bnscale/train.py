@@ -7,7 +7,7 @@ what is trained.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -210,11 +210,22 @@ def initialised(trial: Trial, data: Resident) -> nn.Module:
     return network
 
 
-def run(job: Job, gang: Gang, threads: int, stop: Callable[[], bool]) -> Iterator[Progress]:
-    """Build what a trial needs on this worker, train it, and let go of it.
+def run(jobs: Sequence[Job], gang: Gang, threads: int, stop: Callable[[], bool]) -> Iterator[list[Progress]]:
+    """Train some trials on this worker; yields where each of them stands, in their order. One that has ended keeps its
+    outcome.
 
     Raises `Refusal` for data that is not there; every other error is the code's or the machine's.
     """
+    standing = [Progress(0, job.trial.total_steps, 0, 0, None, None, None) for job in jobs]
+    for place, job in enumerate(jobs):
+        for standing[place] in _one(job, gang, threads, stop):
+            yield list(standing)
+        if standing[place].outcome is None:
+            return  # it was stopped
+
+
+def _one(job: Job, gang: Gang, threads: int, stop: Callable[[], bool]) -> Iterator[Progress]:
+    """Build what a trial needs on this worker, train it, and let go of it."""
     trial = job.trial
     keep_freed_memory()
     release_memory()  # of the trial before

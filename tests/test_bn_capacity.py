@@ -125,7 +125,8 @@ def test_the_gap_is_training_less_test_accuracy_of_one_network_at_its_last_step(
 def test_the_gap_of_a_trained_network_is_what_counting_its_answers_gives(tmp_path):
     every = planned("laptop", "depth=8", "label_noise=0", "trainable=bn", "seed=0", "epochs=none", "steps=40")
     (trial,) = (each.trial for each in every)
-    for _ in run(Job(trial, {curve: 5 * STEP}, str(tmp_path), str(NOWHERE), None, 0, 60.0), Gang(), 1, lambda: False):
+    job = Job(trial, {curve: 5 * STEP}, str(tmp_path), str(NOWHERE), None, 0, 60.0)
+    for _ in run([job], Gang(), 1, lambda: False):
         pass
     session = query.open(tmp_path, TABLES)
     relate(session, every)

@@ -75,7 +75,7 @@ def trained(trial: Trial, store: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Mo
         return networks[-1]
 
     monkeypatch.setattr("bnscale.train.build", kept)
-    for _ in run(job(trial, store), Gang(), 1, lambda: False):
+    for _ in run([job(trial, store)], Gang(), 1, lambda: False):
         pass
     return networks[-1].eval()
 
@@ -110,7 +110,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trial, Path]:
     """A store with one finished trial, which no test may change."""
     trial, store = digits(), tmp_path_factory.mktemp("finished") / "results"
-    for _ in run(job(trial, store), Gang(), 1, lambda: False):
+    for _ in run([job(trial, store)], Gang(), 1, lambda: False):
         pass
     return trial, store
 
@@ -285,7 +285,7 @@ def test_a_beginning_of_several_ids_is_refused_and_a_whole_id_is_not(tmp_path, c
 def test_a_trial_without_a_trained_network_is_refused_with_how_far_it_is(tmp_path, command):
     unfinished, failed = digits(lr=0.2), digits(lr=0.3)
     looks = iter([False] * 4 + [True] * 9)
-    for _ in run(job(unfinished, tmp_path / "results"), Gang(), 1, lambda: next(looks)):
+    for _ in run([job(unfinished, tmp_path / "results")], Gang(), 1, lambda: next(looks)):
         pass
     fail(job(failed, tmp_path / "results"), "Traceback\n  ...\nRuntimeError: out of luck", "code")
     out = ("--out", tmp_path / "net.safetensors", "--store", tmp_path / "results")
@@ -300,7 +300,7 @@ def test_a_trial_without_a_trained_network_is_refused_with_how_far_it_is(tmp_pat
 def test_a_checkpoint_that_is_missing_damaged_or_of_another_torch_is_refused(tmp_path, command):
     trial = digits(steps=2)
     store = tmp_path / "results"
-    for _ in run(job(trial, store), Gang(), 1, lambda: False):
+    for _ in run([job(trial, store)], Gang(), 1, lambda: False):
         pass
     out = ("export-network", trial.id, "--out", tmp_path / "net.safetensors", "--store", store)
     folder = store / "checkpoints" / f"trial={trial.id}"

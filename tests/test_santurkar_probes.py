@@ -176,7 +176,7 @@ def test_what_overflows_along_the_gradient_is_infinite_and_the_trial_goes_on(tmp
     assert math.isfinite(near.loss + near.gradient_change + near.beta)
     assert (far.loss, far.gradient_change, far.beta) == (math.inf, math.inf, math.inf)
     job = train.Job(trial, {at_multiples(landscape, 1e25): STEP}, str(tmp_path), "/nonexistent", None, 0, 1e9)
-    *_, last = train.run(job, Gang(), 1, lambda: False)
+    *_, (last,) = train.run([job], Gang(), 1, lambda: False)
     assert last.outcome == "finished"
     said = "select count(*) as n, min(loss) as loss, min(gradient_change) as change, min(beta) as beta from landscape"
     (row,) = query.open(tmp_path, TABLES).sql(said).rows

@@ -70,7 +70,7 @@ def tiny(tmp_path_factory):
     probes = {curve: END, gamma: END, gamma_histogram: END, clamp: END, sparsity: END}
     for each in planned:
         job = Job(each.trial, probes, str(folder), str(folder), None, 0, 60.0)
-        for _ in run(job, Gang(), 1, lambda: False):
+        for _ in run([job], Gang(), 1, lambda: False):
             pass
     return folder, planned
 

@@ -458,7 +458,7 @@ def test_it_resumes_to_the_last_bit_reads_every_row_once_and_is_not_changed_by_l
 def test_a_result_keeps_its_rows_and_its_outcome_where_the_training_of_what_it_lacks_fails_before_it_begins(tmp_path):
     trial = digits(steps=4)
     job = Job(trial, {curve: STEP}, str(tmp_path), str(tmp_path), None, 0, 1e9)
-    list(work(job, Gang(), 1, lambda: False))
+    list(work([job], Gang(), 1, lambda: False))
     store = Store(tmp_path)
     before = store.manifest(trial.id)
     more = replace(job, probes={curve: STEP, gamma: END})
@@ -467,7 +467,7 @@ def test_a_result_keeps_its_rows_and_its_outcome_where_the_training_of_what_it_l
     assert failed.facts["error"] == "RuntimeError: out of luck"
     assert failed.model_copy(update={"facts": before.facts}) == before
     assert not failed.covers(readings(more.probes))
-    list(work(more, Gang(), 1, lambda: False))
+    list(work([more], Gang(), 1, lambda: False))
     after = store.manifest(trial.id)
     assert (after.outcome, after.facts.get("error")) == (Outcome.FINISHED, None)
     assert sum(part.rows for part in after.parts["curve"]) == sum(part.rows for part in before.parts["curve"])
@@ -477,13 +477,13 @@ def test_an_interrupted_trial_that_fails_before_it_reads_something_else_begins_a
     trial = digits(steps=4)
     job = Job(trial, {curve: STEP}, str(tmp_path), str(tmp_path), None, 0, 0.0)
     looks = iter([False] * 3 + [True] * 9)
-    list(work(job, Gang(), 1, lambda: next(looks)))
+    list(work([job], Gang(), 1, lambda: next(looks)))
     more = replace(job, probes={curve: STEP, gamma: END})
     fail(more, "RuntimeError: out of luck", "code")
     store = Store(tmp_path)
     assert store.manifest(trial.id).step == 0
     assert store.checkpoints(trial.id).list("") == []
-    list(work(more, Gang(), 1, lambda: False))
+    list(work([more], Gang(), 1, lambda: False))
     manifest = store.manifest(trial.id)
     assert manifest.outcome is Outcome.FINISHED
     assert {part.first_step for part in manifest.parts["curve"]} == {0}

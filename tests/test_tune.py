@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,8 @@ class Progress:
 class Toy:
     """A `Loop` without networks. Every worker appends to <store>/<trial>.<rank>."""
 
-    def run(self, job: Job, gang: Gang, threads: int, stop: Callable[[], bool]) -> Iterator[Progress]:
+    def run(self, jobs: Sequence[Job], gang: Gang, threads: int, stop: Callable[[], bool]) -> Iterator[list[Progress]]:
+        (job,) = jobs
         trial, total = job.trial, job.trial.total_steps
         assert torch.get_num_threads() == threads
         evidence = Path(job.store) / f"{trial.id}.{gang.rank}"
@@ -89,10 +90,10 @@ class Toy:
                     print(f"saved {step}", file=file)
                     return
                 accuracy = trial.lr * step / total
-                yield Progress(step, total, step / 2, total / 2, 1.0, accuracy, None)
+                yield [Progress(step, total, step / 2, total / 2, 1.0, accuracy, None)]
             print(f"ended {step}", file=file)
         outcome = Outcome.DIVERGED if trial.seed == DIVERGES else Outcome.FINISHED
-        yield Progress(step, total, step / 2, total / 2, 1.0, trial.lr, outcome)
+        yield [Progress(step, total, step / 2, total / 2, 1.0, trial.lr, outcome)]
 
     def fail(self, job: Job, failure: Failure) -> None:
         with (Path(job.store) / f"{job.trial.id}.failed").open("a") as file:

@@ -260,7 +260,7 @@ def test_on_the_studys_own_networks_sizes_give_what_gamma_receives_before_traini
     every = planned("laptop", "seed=0", "epochs=none", "steps=1")
     for each in every:
         job = Job(each.trial, {parameter_gradient: STEP}, str(tmp_path), str(tmp_path), None, 0, 60.0)
-        for _ in run(job, Gang(), 1, lambda: False):
+        for _ in run([job], Gang(), 1, lambda: False):
             pass
     session = query.open(tmp_path, TABLES)
     relate(session, every)

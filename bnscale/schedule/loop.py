@@ -1,7 +1,7 @@
 """What the workers of a trial do, as the schedule sees it: nothing here knows Ray."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from bnscale.schedule.failure import Failure
@@ -17,9 +17,14 @@ if TYPE_CHECKING:
 class Loop(Protocol):
     """What the workers of a trial do. `Training` is the real one; a test may bring a toy."""
 
-    def run(self, job: "Job", gang: "Gang", threads: int, stop: Callable[[], bool]) -> "Iterator[Progress]":
-        """Train. It asks `stop` after every step or few, before it saves and measures, and yields before the next:
-        so what passes between a yield and the next question is training, and nothing else."""
+    def run(
+        self, jobs: "Sequence[Job]", gang: "Gang", threads: int, stop: Callable[[], bool]
+    ) -> "Iterator[list[Progress]]":
+        """Train some trials, one or a cohort: where each of them stands, in their order.
+
+        It asks `stop` after every step or few, before it saves and measures, and yields before the next: so what passes
+        between a yield and the next question is training, and nothing else. One that has ended keeps its outcome.
+        """
 
     def fail(self, job: "Job", failure: Failure) -> None:
         """Record that the trial has failed."""
@@ -35,10 +40,12 @@ class Loop(Protocol):
 class Training:
     """The training loop and DeepSpeed's gangs, imported where they run: a worker that is alone needs no DeepSpeed."""
 
-    def run(self, job: "Job", gang: "Gang", threads: int, stop: Callable[[], bool]) -> "Iterator[Progress]":
+    def run(
+        self, jobs: "Sequence[Job]", gang: "Gang", threads: int, stop: Callable[[], bool]
+    ) -> "Iterator[list[Progress]]":
         from bnscale import train
 
-        return train.run(job, gang, threads, stop)
+        return train.run(jobs, gang, threads, stop)
 
     def fail(self, job: "Job", failure: Failure) -> None:
         from bnscale import train

@@ -208,7 +208,7 @@ def test_a_gang_trains_over_two_hosts_what_one_worker_trains(local: Local, tmp_p
     trial = Trial(**{name: kinds[name].validate_python(value) for name, value in gang.fields.items()})
     assert trial.id == gang.trial
     here = Job(trial, {curve: EPOCH}, str(tmp_path / "one"), str(tmp_path), None, 0, 60.0)
-    for _ in train.run(here, Gang(), 1, lambda: False):
+    for _ in train.run([here], Gang(), 1, lambda: False):
         pass
     losses = [
         [loss for (loss,) in bnscale.open(store).sql("select loss from curve order by step, split").rows]

@@ -109,5 +109,5 @@ def study_file(
 def train(trial: Trial, store: Path, probes: dict[Probe, Cadence] | None = None, save_every: float = 30.0) -> None:
     """Train as a worker does, to the end."""
     job = Job(trial, probes or {curve: END}, str(store), str(store), commit=None, zero=0, save_every=save_every)
-    for _ in run(job, Gang(), 1, lambda: False):
+    for _ in run([job], Gang(), 1, lambda: False):
         pass

@@ -34,7 +34,7 @@ def attempt(store: str, steps: int) -> Iterator[None]:
     """A worker's attempt that saves at every step; after so many it is told to stop."""
     job = Job(TRIAL, PROBES, store, store, commit=None, zero=0, save_every=0.0)
     left = iter(range(steps))
-    for _ in run(job, Gang(), 1, lambda: next(left, None) is None):
+    for _ in run([job], Gang(), 1, lambda: next(left, None) is None):
         yield
 
 

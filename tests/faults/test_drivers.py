@@ -61,7 +61,7 @@ def job(store: Path, seed: int = 0, steps: int = STEPS) -> train.Job:
 
 def to_the_end(turn: Turn, pause: float = 0.0) -> Outcome | None:
     outcome = None
-    for at in train.run(turn.job, Gang(0, 1, torch.device("cpu")), 1, lambda: False):
+    for (at,) in train.run([turn.job], Gang(0, 1, torch.device("cpu")), 1, lambda: False):
         outcome = at.outcome
         time.sleep(pause)
     turn.end()

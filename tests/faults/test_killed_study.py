@@ -63,7 +63,7 @@ def unbroken(store: Path) -> None:
     assert len(asked.planned) == 30
     for each in asked.planned:
         job = train.Job(each.trial, looking(study.probes, each.trial), str(store), str(asked.data), None, 0, 1e9)
-        *_, last = train.run(job, Gang(0, 1, torch.device("cpu")), 1, lambda: False)
+        *_, (last,) = train.run([job], Gang(0, 1, torch.device("cpu")), 1, lambda: False)
         assert last.outcome in (Outcome.FINISHED, Outcome.DIVERGED)
 
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -76,13 +76,14 @@ def job(folder: Path, seed: int, steps: int = 6, lr: float = 0.5) -> Job:
 class Faulty(Toy):
     """A toy whose trials meet what their seeds say when they have taken four steps."""
 
-    def run(self, job: Any, gang: Gang, threads: int, stop: Callable[[], bool]) -> Iterator[Progress]:
+    def run(self, jobs: Sequence[Any], gang: Gang, threads: int, stop: Callable[[], bool]) -> Iterator[list[Progress]]:
+        (job,) = jobs
         first = not (Path(job.store) / f"{job.trial.id}.{gang.rank}").exists()
         if job.trial.seed == STUCK:
             stop = self.stuck(stop)
         last = gang.rank == gang.workers - 1
-        for at in super().run(job, gang, threads, stop):
-            yield at
+        for (at,) in super().run(jobs, gang, threads, stop):
+            yield [at]
             if at.step >= 4 and last:
                 self.meet(job, first)
 
@@ -226,12 +227,15 @@ def of(said: list[str], each: Any) -> list[str]:
 class Killed(Training):
     """The real loop; its process is killed in a step of its first life, between two checkpoints."""
 
-    def run(self, job: train.Job, gang: Gang, threads: int, stop: Callable[[], bool]) -> Iterator[train.Progress]:
+    def run(
+        self, jobs: Sequence[train.Job], gang: Gang, threads: int, stop: Callable[[], bool]
+    ) -> Iterator[list[train.Progress]]:
+        (job,) = jobs
         first = Store(job.store).manifest(job.trial.id) is None
-        for at in super().run(job, gang, threads, stop):
+        for (at,) in super().run(jobs, gang, threads, stop):
             if first and at.step == 7:
                 os.kill(os.getpid(), signal.SIGKILL)
-            yield at
+            yield [at]
 
 
 def real(folder: Path, **changes: Any) -> train.Job:
@@ -242,7 +246,7 @@ def real(folder: Path, **changes: Any) -> train.Job:
 def trained(job: train.Job, until: int | None = None) -> train.Progress:
     """In this process, to its end or to a stop."""
     at: list[train.Progress] = []
-    for each in train.run(job, Gang(), 1, lambda: until is not None and bool(at) and at[-1].step >= until - 1):
+    for (each,) in train.run([job], Gang(), 1, lambda: until is not None and bool(at) and at[-1].step >= until - 1):
         at.append(each)
     return at[-1]
 
@@ -694,11 +698,13 @@ def test_34_a_trial_that_goes_on_under_other_code_is_warned_of_and_keeps_both_co
 class Halfway(Training):
     """The real loop, until its code breaks in the middle."""
 
-    def run(self, job: train.Job, gang: Gang, threads: int, stop: Callable[[], bool]) -> Iterator[train.Progress]:
-        for at in super().run(job, gang, threads, stop):
+    def run(
+        self, jobs: Sequence[train.Job], gang: Gang, threads: int, stop: Callable[[], bool]
+    ) -> Iterator[list[train.Progress]]:
+        for (at,) in super().run(jobs, gang, threads, stop):
             if at.step == 6:
                 raise KeyError("broken")
-            yield at
+            yield [at]
 
 
 def test_36_another_number_of_workers_goes_on_with_the_same_numbers_and_is_recorded(
@@ -711,7 +717,7 @@ def test_36_another_number_of_workers_goes_on_with_the_same_numbers_and_is_recor
     endings, _ = go([shared], cluster, workers=2, loop=Halfway())
     assert endings[shared.trial.id].outcome is Outcome.FAILED
     assert manifest(shared).facts["failure"] == "code"
-    began = next(train.run(shared, Gang(), 1, lambda: False)).step
+    began = next(train.run([shared], Gang(), 1, lambda: False))[0].step
     assert 0 < began <= 6
     assert trained(shared).outcome is Outcome.FINISHED
     facts = manifest(shared).facts
