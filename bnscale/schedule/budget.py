@@ -243,8 +243,8 @@ def _time(trial: Trial, device: torch.device, threads: int, members: int) -> flo
 def forecast(
     trial: Trial, probes: dict[Probe, Cadence], pace: Pace, workers: int, *, gpu: bool, members: int = 1
 ) -> Forecast:
-    """What one trial will take, trained by `workers` workers, on GPUs or not; or a pass of so many trials like it, which
-    train at once and are measured one after the other."""
+    """What one trial will take, trained by `workers` workers, on GPUs or not; or a pass of so many `members` like it,
+    which train at once and are measured one after the other."""
     counted = work(trial)
     step = pace.step(trial)
     facts = trial.facts

@@ -85,8 +85,8 @@ def units_of(
     worth: Callable[[Trial], bool],
     most: int | None = None,
 ) -> list[Unit]:
-    """Passes for all trials: as many members each as the memory of the cluster holds, no fewer passes than it can run at
-    once, and of near equal size.
+    """Passes for all trials: as many members each as the memory of the cluster holds, no fewer passes than it can run
+    at once, and of near equal size.
 
     `foresee` says what a pass of so many trials like one takes, and `worth` whether a member takes less time in one
     than alone; neither is asked in vain, for both time steps. `readings` are what a trial is measured by, and `reached`
