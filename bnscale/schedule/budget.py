@@ -111,6 +111,11 @@ def _shape(trial: Trial, **changes: Any) -> Trial | None:
         return None
 
 
+def alike(trial: Trial) -> Trial | None:
+    """Trials for which it is equal take the same memory, and a step of each the same time."""
+    return _shape(trial)
+
+
 @lru_cache(maxsize=256)
 def _counted(trial: Trial | None) -> Work:
     assert trial is not None, "only a changed trial may not exist"
@@ -173,15 +178,15 @@ class Pace:
         them in one pass saves time."""
         return self._step(trial, SEVERAL) / (SEVERAL * self._step(trial, 1))
 
-    def crowding(self, trial: Trial, sharers: int) -> float:
+    def crowding(self, trial: Trial, sharers: int) -> float | None:
         """Seconds of a step where so many trials like this one share the GPU, over those of one that is alone there:
         from 1, where it idles between a trial's operations, to `sharers`, where one trial keeps it busy.
 
-        A step of twice the batch tells how busy it is. `sharers` also where there was no GPU to time it on.
+        A step of twice the batch tells how busy it is. None where there is no GPU to time it on.
         """
         twice = _shape(trial, batch=2 * trial.batch, norm_batch=2 * trial.norm_batch)
         if self.device.type != "cuda" or twice is None:
-            return float(sharers)
+            return None
         busy = self._step(twice, 1) / (2 * self._step(trial, 1))
         return min(max(1.0, sharers * busy), float(sharers))
 

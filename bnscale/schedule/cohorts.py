@@ -1,7 +1,7 @@
 """Which trials are trained in one pass, and how many. Nothing here knows Ray.
 
-Trials of one kin (networks/cohort.py), with the same readings to take and the same step to go on from, may share a
-pass. How many do is a question of time and memory, and so of the machine: never of a number that a trial has.
+Trials of one kin (networks/cohort.py) with the same readings to take may share a pass. How many do is a question of
+time and memory, and so of the machine; it changes no number but in its last digits.
 """
 
 import heapq
@@ -90,7 +90,7 @@ def units_of(
 
     `foresee` says what a pass of so many trials like one takes, and `worth` whether a member takes less time in one
     than alone; neither is asked in vain, for both time steps. `readings` are what a trial is measured by, and `reached`
-    the steps from which trials go on. `most` is what a user wants: passes of so many members, whatever they take; 1:
+    the steps from which some go on. `most` is what a user wants: passes of so many members, whatever they take; 1:
     all train alone.
     """
     from bnscale.networks.cohort import kin  # brings torch, of no use to a worker of toys
@@ -102,10 +102,11 @@ def units_of(
         if likeness is None:
             single.append(trial)
         else:
-            groups[likeness, readings(trial), reached.get(trial.id, 0)].append(trial)
+            groups[likeness, readings(trial), trial.id in reached].append(trial)
     slots = max(1, cluster.slots(threads, 0))
     several = []
     for group in groups.values():
+        group.sort(key=lambda trial: reached.get(trial.id, 0))  # those of one pass go on together
         may_pay = len(group) > 1 and (most is not None or len(trials) > slots)
         if may_pay and (most is not None or worth(group[0])):
             several.append(_Group(group, foresee))
