@@ -7,6 +7,7 @@ ask here.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count
 from math import ceil
 
@@ -211,4 +212,9 @@ _PLACEMENTS: dict[Placement, Callable[[list[Site]], list[Site]]] = {
 
 def placed(network: Network, depth: int, width: int, side: int, placement: Placement) -> list[Site]:
     """The sites at which a placement puts norms, in the order of the forward pass."""
-    return _PLACEMENTS[placement](list(FAMILIES[network].sites(depth, width, side)))
+    return list(_placed(network, depth, width, side, placement))
+
+
+@lru_cache(maxsize=256)  # a store of a thousand trials has few networks
+def _placed(network: Network, depth: int, width: int, side: int, placement: Placement) -> tuple[Site, ...]:
+    return tuple(_PLACEMENTS[placement](list(FAMILIES[network].sites(depth, width, side))))

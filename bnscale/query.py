@@ -10,7 +10,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -151,10 +151,12 @@ class Session:
         self._far = store.storage.far
         self._related: dict[str, list[str]] = {}
         self._connection = duckdb.connect()
-        root = os.path.realpath(store.storage.reach)
+        self._reach = str(store.storage.reach)
+        self._root = root = os.path.realpath(self._reach)
         for setting, value in {
             "memory_limit": MEMORY,
             "temp_directory": "",  # a query that needs more ends, and does not fill the disk
+            "parquet_metadata_cache": True,  # what a manifest names is never written over
             "python_enable_replacements": False,
             "autoinstall_known_extensions": False,
             "autoload_known_extensions": False,
@@ -198,9 +200,11 @@ class Session:
         known = {column: kind for column, kind, *_ in self._connection.execute("describe trials").fetchall()}
         known |= stated or {}
         types = {column: known.get(column) or _type(values) for column, values in columns.items()}
-        plain = [[each.value if isinstance(each, Enum) else each for each in values] for values in columns.values()]
-        picked = ", ".join(f'unnest(${i}::{types[column]}[]) as "{column}"' for i, column in enumerate(columns, 1))
-        self._connection.execute(f'create or replace table "{name}" as select {picked}', plain)
+        plain = {
+            column: (types[column], [each.value if isinstance(each, Enum) else each for each in values])
+            for column, values in columns.items()
+        }
+        _create(self._connection, name, plain)
         self._related[name] = list(columns)
 
     def export(self, path: str | Path) -> None:
@@ -209,7 +213,7 @@ class Session:
         if path.exists() and not _is_export(path):
             raise Refusal(f"export {path}: exists and is no export of bnscale; choose another name")
         self._refresh()
-        self._reach(set(self._views))
+        self._bring(set(self._views))
         self._readable(set(self._views))
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
@@ -265,16 +269,16 @@ class Session:
                 self._waiting.setdefault(table, []).append((manifest.trial, key, part))
             return
         for _ in _looks():
-            looked = [(*each, check(*each[1:]) or self._local(*each[1:])) for each in self._store.named(manifest)]
-            if not any(isinstance(found, str) for *_, found in looked):
+            looked = [(*each, check(*each[1:])) for each in self._store.named(manifest)]
+            if not any(wrong for *_, wrong in looked):
                 break
             now = self._store.manifest(manifest.trial)
             if now is None or now == manifest:
                 break
             manifest = now
         self._manifests.append(manifest)
-        for table, key, part, found in looked:
-            self._take(table, manifest.trial, key, part, found)
+        for table, key, part, wrong in looked:
+            self._take(table, manifest.trial, key, part, wrong or self._store.storage.reach / key)
 
     def _fetch(self, tables: set[str]) -> bool:
         """Bring the files of these tables to this machine, where they are not there. Whether any came."""
@@ -292,7 +296,7 @@ class Session:
         except OSError as error:
             return reason(error)
 
-    def _reach(self, tables: set[str]) -> None:
+    def _bring(self, tables: set[str]) -> None:
         """Make these tables readable on this machine. Raises `_Unreadable`."""
         if self._fetch(tables):
             try:
@@ -301,8 +305,11 @@ class Session:
                 raise _Unreadable(f"store {self._store.url}: {_gist(error)}") from None
 
     def _take(self, table: str, trial: str, key: str, part: Part, found: Path | str) -> None:
+        """A file where this machine reads it, or why it cannot."""
         if isinstance(found, Path):
-            self._files.setdefault(table, []).append((trial, _literal(os.path.realpath(found))))
+            # Only the folder of all of them may be a link: one in it that leads out of it must not be followed.
+            path = self._root + str(found)[len(self._reach) :]
+            self._files.setdefault(table, []).append((trial, _literal(path)))
         else:
             said = f"{self._store.url}/{key}: {found} ({part.rows} rows)"
             self._broken.setdefault(table, []).append((trial, said))
@@ -326,7 +333,7 @@ class Session:
 
     def _ask(self, query: str) -> Answer:
         connection = self._connection
-        self._reach(self._behind(query))
+        self._bring(self._behind(query))
         watch = threading.Timer(self._seconds, connection.interrupt)
         watch.start()
         try:
@@ -419,30 +426,35 @@ def _fill(
     files: dict[str, list[tuple[str, str]]],
 ) -> tuple[dict[str, list[str]], list[str]]:
     """Create the views: each with its columns, and what had to be left out."""
-    connection.register("arriving", store.trials_table(manifests))
-    connection.execute("create or replace table trials as from arriving")
-    connection.unregister("arriving")
+    _create(connection, "trials", store.trials_table(manifests))
     numbers = list(range(2, len(manifests) + 1))
-    quantiles = [float(stdtrit(n - 1, 0.975)) for n in numbers]  # Student's t, two-sided 95 %
-    connection.execute(
-        "create or replace table student as select unnest($1::bigint[]) as n, unnest($2::double[]) as t95",
-        [numbers, quantiles],
-    )
+    quantiles = stdtrit([n - 1 for n in numbers], 0.975).tolist()  # Student's t, two-sided 95 %
+    _create(connection, "student", {"n": ("bigint", numbers), "t95": ("double", quantiles)})
     odd: list[str] = []
     names = list({"curve": None} | tables | {table: None for manifest in manifests for table in manifest.columns})
     there = connection.execute("select view_name from duckdb_views() where not internal").fetchall()
     for table in {view for (view,) in there} - {"cells", *names}:  # no trial has it any more
         connection.execute(f'drop view "{table}"')
+    views: dict[str, list[str]] = {}
     for table in names:
         stated = columns_of(tables[table]) if table in tables else _CURVE if table == "curve" else {}
-        odd += _read_view(connection, table, stated, manifests, files.get(table, []))
+        views[table], left_out = _read_view(connection, table, stated, manifests, files.get(table, []))
+        odd += left_out
     fields = ", ".join(f'"{name}"' for name in Trial.model_fields if name != "seed")
     connection.execute(_CELLS.format(fields=fields))
-    views = {
+    own = {
         view: [column for column, *_ in connection.execute(f'describe "{view}"').fetchall()]
-        for view in ["trials", "cells", *names]
+        for view in ("trials", "cells")
     }
-    return views, odd
+    return own | views, odd
+
+
+def _create(connection: duckdb.DuckDBPyConnection, table: str, columns: Mapping[str, tuple[str, list[Any]]]) -> None:
+    """A table of columns, each with its type and its values; in the place of one that there is."""
+    # Not by way of Arrow, which imports pandas to look at a list.
+    picked = ", ".join(f'unnest(${i}::{kind}[]) as "{name}"' for i, (name, (kind, _)) in enumerate(columns.items(), 1))
+    values = [each for _, each in columns.values()]
+    connection.execute(f'create or replace table "{table}" as select {picked}', values)
 
 
 def _read_view(
@@ -451,14 +463,17 @@ def _read_view(
     stated: dict[str, str],
     manifests: list[Manifest],
     files: list[tuple[str, str]],
-) -> list[str]:
-    """Create the view of one probe table over its files; what had to be left out of it."""
+) -> tuple[list[str], list[str]]:
+    """Create the view of one probe table over its files: its columns, and what had to be left out of it."""
     present = {trial for trial, _ in files}
     holders = [manifest for manifest in manifests if manifest.trial in present]
     votes: dict[str, Counter[str]] = {name: Counter([kind]) for name, kind in stated.items()}
-    for columns in [manifest.columns[table] for manifest in (holders or manifests) if table in manifest.columns]:
-        for name, kind in columns.items():
-            votes.setdefault(name, Counter())[kind] += 1
+    shapes = Counter(
+        tuple(manifest.columns[table].items()) for manifest in (holders or manifests) if table in manifest.columns
+    )
+    for shape, times in shapes.items():
+        for name, kind in shape:
+            votes.setdefault(name, Counter())[kind] += times
     types = {
         name: "double" if len(kinds) > 1 and kinds.keys() <= _NUMBERS else stated.get(name, kinds.most_common(1)[0][0])
         for name, kinds in votes.items()
@@ -488,7 +503,7 @@ def _read_view(
         picked.append(f'{f"case when not isnan({value}) then {value} end" if kind == "double" else value} as "{name}"')
     source = source if paths else "(select 1) where false"
     connection.execute(_READINGS.format(table=table, columns=", ".join(picked), source=source))
-    return list(odd.values())
+    return ["trial", *types], list(odd.values())
 
 
 _NUMBERS = {"bigint", "double"}

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
+from enum import StrEnum
 from functools import cached_property, lru_cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -58,10 +59,8 @@ FORMAT: Final = 2  # of manifests and of data files that are written; 1 had neit
 RESERVED = ("manifests", "checkpoints", "trials", "cells", "drivers", "leases", "damaged", "reports", "logs")
 
 _SQL = {int: "bigint", float: "double", str: "varchar", bool: "boolean"}
-_ARROW = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_()} | {
-    AwareDatetime: pa.timestamp("us"),  # without a zone: always UTC
-    tuple[float, ...]: pa.list_(pa.float64()),
-}
+_ARROW = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_()}
+_SQL_OF: dict[Any, str] = {**_SQL, AwareDatetime: "timestamp", tuple[float, ...]: "double[]"}  # of what is no row's
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _BY_ATTEMPT = re.compile(r"-a(\d+)-([0-9a-f]{8})\.parquet$")
 _FOOTER = b"bnscale"  # the key of a data file's metadata
@@ -516,19 +515,21 @@ class Store:
             return reason(error)
         return None if found == part.sha256 else "its checksum is not the one of its manifest"
 
-    def trials_table(self, manifests: Sequence[Manifest] | None = None) -> pa.Table:
-        """One row per trial: its fields, its outcome and what is known of it. Times are UTC."""
+    def trials_table(self, manifests: Sequence[Manifest] | None = None) -> dict[str, tuple[str, list[Any]]]:
+        """One row per trial: its fields, its outcome and what is known of it. The SQL type and the values of each
+        column; times are UTC."""
         types = get_type_hints(Trial)
         columns = {"trial": str} | {name: types[name] for name in Trial.model_fields}
         columns |= {"data_title": str, "outcome": str, "attempts": int, "step": int, "total_steps": int}
-        facts = get_type_hints(Facts)
+        columns |= get_type_hints(Facts)
         rows = []
         for manifest in self.manifests() if manifests is None else manifests:
             trial = manifest.recalled
-            stated = manifest.model_dump(include={"trial", "outcome", "attempts", "step", "total_steps"})
-            rows.append(stated | trial.model_dump() | {"data_title": trial.data_title} | manifest.facts)
-        schema = pa.schema([(name, _ARROW[_kind(type_)[0]]) for name, type_ in (columns | facts).items()])
-        return pa.Table.from_pylist(rows, schema=schema)
+            stated = {name: getattr(manifest, name) for name in ("trial", "outcome", "attempts", "step", "total_steps")}
+            rows.append(manifest.facts | stated | dict(trial) | {"data_title": trial.data_title})
+        return {
+            name: (_SQL_OF[_kind(type_)[0]], [_plain(row.get(name)) for row in rows]) for name, type_ in columns.items()
+        }
 
     def _seen(self, trial_id: str) -> tuple[Manifest, Version] | None:
         """A trial's manifest as it is now, and its version."""
@@ -938,6 +939,15 @@ def _encode(rows: pa.Table, about: Footer | None) -> bytes:
         if about:
             file.add_key_value_metadata({_FOOTER: about.model_dump_json()})
     return sink.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    """As a database takes it: a word for an enum, the time of day at UTC."""
+    if isinstance(value, StrEnum):
+        return value.value
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).replace(tzinfo=None)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _attempt(key: str) -> int:

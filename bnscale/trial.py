@@ -9,7 +9,7 @@ import hashlib
 import json
 from difflib import get_close_matches
 from enum import StrEnum
-from functools import cached_property
+from functools import cache, cached_property, lru_cache
 from typing import Annotated, Any, NamedTuple, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -225,12 +225,7 @@ class Trial(BaseModel):
 
     def canonical(self) -> str:
         """Canonical JSON of all resolved fields, less later fields at the value all earlier code had."""
-        before = {
-            name: mark.value
-            for name, field in type(self).model_fields.items()
-            for mark in field.metadata
-            if isinstance(mark, Before)
-        }
+        before = _before(type(self))
         resolved = self.model_dump()
         kept = {n: v for n, v in resolved.items() if n not in before or v != before[n]}
         return json.dumps(kept, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -252,13 +247,24 @@ class Trial(BaseModel):
     @classmethod
     def recall(cls, fields: dict[str, Any]) -> Self:
         """The trial that stored fields describe, also where they were stored before a field existed."""
-        known = {
-            name: mark.value
-            for name, field in cls.model_fields.items()
-            for mark in field.metadata
-            if isinstance(mark, Before)
-        } | fields
-        return cls(**{name: parse(cls, name, value) for name, value in known.items()})
+        return cls(**{name: parse(cls, name, value) for name, value in (_before(cls) | fields).items()})
+
+
+@lru_cache
+def _before(trial: type[Trial]) -> dict[str, Any]:
+    """The one value that all code before it had, of each later field."""
+    return {
+        name: mark.value
+        for name, field in trial.model_fields.items()
+        for mark in field.metadata
+        if isinstance(mark, Before)
+    }
+
+
+@cache
+def _kind(trial: type[Trial], name: str) -> Any:
+    """The annotation of a field; None where there is no such field."""
+    return trial.model_fields[name].annotation if name in trial.model_fields else None
 
 
 def seed_for(seed: int, purpose: str) -> int:
@@ -271,15 +277,12 @@ def parse(trial: type[Trial], name: str, value: Any) -> Any:
 
     What cannot be understood is returned as it is: `Trial` refuses it with the field's own rule.
     """
-    if name not in trial.model_fields:
-        return value
-    kind = trial.model_fields[name].annotation
-    if isinstance(kind, type) and issubclass(kind, StrEnum):
-        return kind(value) if value in set(kind) else value
     if isinstance(value, list):
-        return tuple(float(v) for v in value)
-    if not isinstance(value, str):
+        return tuple(float(v) for v in value) if name in trial.model_fields else value
+    if not isinstance(value, str) or (kind := _kind(trial, name)) is None:
         return value
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return kind._value2member_map_.get(value, value)
     if name == "milestones":
         try:
             return tuple(float(v) for v in value.split("/") if v) if value != "none" else ()
