@@ -181,14 +181,13 @@ def _fitting(group: _Group, room: _Room) -> int:
 def _spread(groups: list[_Group], singles: list[float], slots: int) -> None:
     """More and smaller passes: until no slot idles from the start, and further where all then ends earlier."""
     soonest, best = math.inf, [group.passes for group in groups]
-    enough = 0  # tries since no slot idled
-    while enough <= slots:
+    tries = 0  # since no slot idles
+    while tries <= slots:
         seconds = [*singles, *(each for group in groups for each in group.seconds)]
-        busy = len(seconds) >= slots
-        enough += busy
         passed = _span(seconds, slots)
-        if passed < 0.99 * soonest or not busy:
+        if not tries or passed < 0.99 * soonest:
             soonest, best = passed, [group.passes for group in groups]
+        tries += len(seconds) >= slots
         divisible = [group for group in groups if group.passes < len(group.trials)]
         if not divisible:
             break
