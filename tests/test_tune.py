@@ -25,6 +25,7 @@ from ray import cloudpickle
 from bnscale.engine import Gang
 from bnscale.schedule.budget import Forecast
 from bnscale.schedule.failure import POLICY, Failure, Kind, Policy, Then
+from bnscale.schedule.loop import Training
 from bnscale.schedule.needs import GIB, Cluster, Node, needs_of
 from bnscale.schedule.progress import Watch
 from bnscale.schedule.tune import connect, run
@@ -104,6 +105,9 @@ class Toy:
         with path.open("a") as file:
             print(text, file=file)
         return str(path)
+
+    def ready(self, threads: int) -> Gang:
+        return Training().ready(threads)
 
     def host(self, address: str, workers: int) -> tuple[str, int]:
         return address, 1

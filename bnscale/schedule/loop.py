@@ -1,6 +1,7 @@
 """What the workers of a trial do, as the schedule sees it: nothing here knows Ray."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -32,6 +33,9 @@ class Loop(Protocol):
     def log(self, job: "Job", text: str) -> str:
         """Add to the trial's log; returns where that is."""
 
+    def ready(self, threads: int) -> "Gang":
+        """Pin this process to its share of the machine, and find its device: a gang of one. Called once, and first."""
+
     def host(self, address: str, workers: int) -> tuple[str, int]: ...
 
     def join(self, rank: int, workers: int, address: str, port: int, device: "torch.device") -> "Gang": ...
@@ -56,6 +60,15 @@ class Training:
         from bnscale import train
 
         return train.log(job, text)
+
+    def ready(self, threads: int) -> "Gang":
+        os.environ.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
+        import torch
+
+        from bnscale.engine import Gang
+
+        torch.set_num_threads(threads)
+        return Gang(device=torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"))
 
     def host(self, address: str, workers: int) -> tuple[str, int]:
         from bnscale.engine import deepspeed

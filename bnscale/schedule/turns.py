@@ -84,10 +84,10 @@ def look(job: "Job", driver: str, dead: Collection[str], *, halving: bool) -> El
 
 def _ended(job: "Job", manifest: Manifest | None, *, halving: bool) -> Elsewhere | None:
     """How a trial ended after it was planned here. An error is another driver's as it would be ours."""
-    from bnscale.train import readings
-
     if manifest is None:
         return None
+    from bnscale.train import readings
+
     failed = manifest.outcome is Outcome.FAILED and manifest.attempts > job.attempts
     if failed or manifest.covers(readings(job.probes)):
         return Elsewhere("another driver", over=True, outcome=manifest.outcome)

@@ -22,7 +22,6 @@ from ray.exceptions import RayActorError, RayError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
 from bnscale.lease import Driver
-from bnscale.networks.recompute import recomputable
 from bnscale.schedule.cohorts import Unit, alone
 from bnscale.schedule.failure import POLICY, Ending, Failure, Hopeless, Judge, Kind, OutOfTime, Then
 from bnscale.schedule.loop import Loop, Training, record
@@ -378,6 +377,8 @@ class _Telling(tune.Callback):
             self._failed(trial, words.take(self.brief.run, name) or _death(trial))
 
     def _failed(self, trial: Any, failure: Failure) -> None:
+        from bnscale.networks.recompute import recomputable  # brings torch, which no worker needs before its loop does
+
         unit, members = trial.config["trial"], self.members(trial)
         self.strikes += 1
         if not members:

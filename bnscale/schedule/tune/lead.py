@@ -97,20 +97,6 @@ class TakenAwayError(RuntimeError):
     """This worker's machine is about to go."""
 
 
-def _ready(threads: int, sharers: int) -> "torch.device":
-    """Pin this process to its share of the machine, and find its device, on which so many trials have equal parts."""
-    os.environ.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
-    import torch
-
-    torch.set_num_threads(threads)
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    if sharers > 1:
-        from bnscale.engine.machine import keep_to_share
-
-        keep_to_share(device, sharers, CONTEXT)
-    return device
-
-
 def _write_down(loop: Loop, jobs: "list[Job]", rank: int, wrong: str) -> str:
     """Put the stacks of this process into the log of each trial; where the first is. A store that hangs, too, keeps
     nobody."""
@@ -140,7 +126,7 @@ class Member:
         self.notice.listen()
 
     def join(self, rank: int, workers: int, address: str, port: int) -> None:
-        self.gang = self.loop.join(rank, workers, address, port, _ready(self.threads, sharers=1))
+        self.gang = self.loop.join(rank, workers, address, port, self.loop.ready(self.threads).device)
 
     def node(self) -> str:
         return str(ray.get_runtime_context().get_node_id())
@@ -176,8 +162,6 @@ class Lead(tune.Trainable):
     """The leading worker of a gang, or the only one. Serves unit after unit: a trial, or several in one pass."""
 
     def setup(self, config: dict[str, Any], brief: Brief) -> None:  # type: ignore[override]  # tune.with_parameters
-        from bnscale.engine import Gang
-
         self.brief = brief
         self.need = brief.needs[config["trial"]]
         self.told = False  # by the driver that a node is to go
@@ -186,8 +170,12 @@ class Lead(tune.Trainable):
         self.notice.listen()
         self.leaving: list[str] = []  # nodes that have said that they are about to go
         self.members = self._raise()
-        device = _ready(self.need.threads, self.need.sharers)  # takes seconds, on all workers at once
-        self.gang = self._meet(device) if self.members else Gang(0, 1, device)
+        alone = brief.loop.ready(self.need.threads)  # takes seconds, on all workers at once
+        self.gang = self._meet(alone.device) if self.members else alone
+        if self.need.sharers > 1:
+            from bnscale.engine.machine import keep_to_share
+
+            keep_to_share(self.gang.device, self.need.sharers, CONTEXT)
         self.nodes = [str(ray.get_runtime_context().get_node_id())]
         self.nodes += ray.get([each.node.remote() for each in self.members])
         self._take(config)
