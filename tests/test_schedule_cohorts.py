@@ -76,7 +76,7 @@ class Together(Toy):
             deadline = time.monotonic() + 200
             while len(list(Path(job.store).glob("*.here"))) < 4 and time.monotonic() < deadline:
                 time.sleep(0.05)
-        if job.trial.seed == NARROW and at.step == 2:
+        if job.trial.seed == NARROW and at.step in (2, 3):  # its first life ends at 2
             shares = ray.get_runtime_context().get_assigned_resources()
             with Path(job.store, f"{job.trial.id}.share").open("a") as file:
                 print(shares["GPU"], file=file)
