@@ -12,9 +12,11 @@ from crew import Crew
 from examples import digits
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnscale.anatomy import Site
 from bnscale.networks.norm import _LAYERS, EPS, BatchNorm, BatchRenorm, GroupNorm, Noise, NormLayer
+from bnscale.networks.resnet import Block
 from bnscale.networks.workers import alone, settle, spread
 from bnscale.trial import Affine, Norm, Trainable, Trial
 
@@ -434,6 +436,46 @@ def test_one_worker_and_four_agree_for_every_norm_over_images(crew, kind, norm_b
         else:
             whole = got[0][name] if name.startswith("buffer") else sum(g[name] for g in got)
         torch.testing.assert_close(whole, value, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def block(kind: Norm) -> Block:
+    """One with a convolution and a norm on its shortcut, as where a stage begins."""
+    torch.manual_seed(0)
+    return Block("blocks.0", CHANNELS, CHANNELS, 2, lambda name: layer(kind)).double()
+
+
+class Messages(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function.namespace == "c10d"
+        return function(*args, **(kwargs or {}))
+
+
+def shared_block(rank: int, kind: Norm) -> tuple[dict[str, Tensor], int]:
+    of = block(kind)
+    spread(of, 8)
+    with Messages() as messages:
+        got = reading(of, images(WIDE).chunk(4)[rank], images(seed=1).chunk(4)[rank])
+    return got, messages.count
+
+
+WIDE = (8, CHANNELS, 6, 6)
+
+
+@pytest.mark.parametrize("kind", OVER_IMAGES)
+def test_a_block_whose_shortcuts_statistics_travel_with_its_second_norms_is_the_block_of_one_worker(crew, kind):
+    expected = reading(block(kind), images(WIDE), images(seed=1))
+    got = crew(shared_block, kind)
+    for name, value in expected.items():
+        if name in ("output", "images"):
+            whole = torch.cat([g[name] for g, _ in got])
+        else:
+            whole = got[0][0][name] if name.startswith("buffer") else sum(g[name] for g, _ in got)
+        torch.testing.assert_close(whole, value, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+    ties = 3 if kind is Norm.LINF else 0
+    # Forward and backward, of three norms: but noise is added to each by itself.
+    assert {count for _, count in got} == {6 if kind is Norm.NOISY else 4 + ties}
 
 
 def alone_in_a_gang(rank: int) -> Tensor:

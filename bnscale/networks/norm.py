@@ -8,7 +8,7 @@ So the number of workers changes the order of summation and nothing else.
 Shapes: N images of this worker, C channels, H, W pixels (none behind the last pooling), P workers behind one statistic.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnscale.anatomy import Site
-from bnscale.networks.statistic import Size, normalised, statistic
+from bnscale.networks.statistic import Size, Statistic, Term, exchanged, normalised, own, statistic
 from bnscale.trial import Affine, Norm, Trial, seed_for
 
 EPS = 1e-5  # under every root
@@ -84,6 +84,7 @@ class BatchNorm(NormLayer):
     """
 
     momentum = 0.1
+    size = Size.DEVIATION
     running_mean: Tensor
     running_var: Tensor  # the square of what images are divided by in evaluation
     num_batches_tracked: Tensor
@@ -99,13 +100,16 @@ class BatchNorm(NormLayer):
     def forward(self, images_NCHW: Tensor) -> Tensor:
         if not self.training:
             return self._native(images_NCHW, self.running_mean, self.running_var, 0.0)
+        self._check(images_NCHW)
+        return self._train(images_NCHW)
+
+    def _check(self, images_NCHW: Tensor) -> None:
         share = images_NCHW.shape[0]
         workers = 1 if self.peers is None else dist.get_world_size(self.peers)
         if workers * share % self.norm_batch or (workers > 1 and workers * share != self.norm_batch):
             raise ValueError(
                 f"norm_batch {self.norm_batch}: {share} images on each of {workers} workers cannot be parted into it"
             )
-        return self._train(images_NCHW)
 
     def _train(self, images_NCHW: Tensor) -> Tensor:
         if self.peers is not None or images_NCHW.shape[0] > self.norm_batch:
@@ -122,23 +126,29 @@ class BatchNorm(NormLayer):
             groups, means, squares = zip(*results, strict=True)
             normalised_NCHW = torch.cat(groups)
             mean_C, square_C = torch.stack(means).mean(0), torch.stack(squares).mean(0)
+        self._move(mean_C, square_C)
+        return normalised_NCHW
+
+    def _move(self, mean_C: Tensor, square_C: Tensor) -> None:
+        """The running statistics, by those of a batch."""
         self.running_mean.lerp_(mean_C, self.momentum)
         self.running_var.lerp_(square_C, self.momentum)
         self.num_batches_tracked.add_(1)
-        return normalised_NCHW
 
     def _group(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images that share one statistic, normalized; its mean, and what the running variance moves by."""
         if self.peers is not None:
-            return self._by(images_NCHW, Size.DEVIATION)
+            return self._by(images_NCHW)
         # With momentum 1 torch's kernel hands out the group's statistics as "running" ones.
         mean_C, variance_C = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
         return self._native(images_NCHW, mean_C, variance_C, 1.0), mean_C, variance_C
 
-    def _by(self, images_NCHW: Tensor, size: Size) -> tuple[Tensor, Tensor, Tensor]:
-        found = statistic(images_NCHW, size, self.channels, self.peers)
-        images_NCHW = normalised(images_NCHW, *self.gamma_beta(images_NCHW), found, EPS, self.peers)
-        return images_NCHW, found.mean_C, found.running_C
+    def _by(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        found = statistic(images_NCHW, self.size, self.channels, self.peers)
+        return normalised([self._term(images_NCHW, found)], EPS, self.peers), found.mean_C, found.running_C
+
+    def _term(self, images_NCHW: Tensor, found: Statistic) -> Term:
+        return Term(images_NCHW, *self.gamma_beta(images_NCHW), found)
 
     def _native(self, images_NCHW: Tensor, mean_C: Tensor, square_C: Tensor, momentum: float) -> Tensor:
         """torch's kernel; in training mode it moves `mean_C` and `square_C` towards the batch's."""
@@ -164,7 +174,7 @@ class LpNorm(BatchNorm):
         return self._grouped(images_NCHW)
 
     def _group(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self._by(images_NCHW, self.size)
+        return self._by(images_NCHW)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.size.value}"
@@ -195,7 +205,14 @@ class BatchRenorm(BatchNorm):
         return self._grouped(images_NCHW)
 
     def _group(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        found = statistic(images_NCHW, Size.DEVIATION, self.channels, self.peers)
+        if self.peers is not None:
+            return self._by(images_NCHW)
+        found = statistic(images_NCHW, self.size, self.channels, None)
+        term = self._term(images_NCHW, found)
+        images_NCHW = F.batch_norm(images_NCHW, None, None, term.gamma_C, term.beta_C, True, 0.0, EPS)
+        return images_NCHW, found.mean_C, found.running_C
+
+    def _term(self, images_NCHW: Tensor, found: Statistic) -> Term:
         with torch.no_grad():
             running_C = (self.running_var + EPS).sqrt()
             r_max = 1 + (self.r_max - 1) * self._risen(*self.r_rise)
@@ -203,12 +220,7 @@ class BatchRenorm(BatchNorm):
             r_C = ((found.square_C + EPS).sqrt() / running_C).clamp(1 / r_max, r_max)
             d_C = ((found.mean_C - self.running_mean) / running_C).clamp(-d_max, d_max)
         gamma_C, beta_C = self.gamma_beta(images_NCHW)
-        gamma_C, beta_C = gamma_C * r_C, gamma_C * d_C + beta_C
-        if self.peers is not None:
-            images_NCHW = normalised(images_NCHW, gamma_C, beta_C, found, EPS, self.peers)
-        else:
-            images_NCHW = F.batch_norm(images_NCHW, None, None, gamma_C, beta_C, True, 0.0, EPS)
-        return images_NCHW, found.mean_C, found.running_C
+        return Term(images_NCHW, gamma_C * r_C, gamma_C * d_C + beta_C, found)
 
     def _risen(self, start: float, end: float) -> Tensor:
         """The share of the way from one update to another that is behind: a tensor, so that no device is waited for."""
@@ -277,6 +289,50 @@ class NoisyBatchNorm(BatchNorm):
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         return self.noise(super().forward(images_NCHW))
+
+
+# --- layers whose statistics travel together ---------------------------------------------------------
+
+
+def shared(*norms: nn.Module) -> bool:
+    """Whether these are batch norms in training behind whose statistics there are the same several workers, so that
+    `begun` and `summed` serve them. Noise is added to each by itself."""
+    return all(
+        isinstance(norm, BatchNorm)
+        and not isinstance(norm, NoisyBatchNorm)
+        and norm.training
+        and norm.peers is not None
+        for norm in norms
+    )
+
+
+def begun(norm: nn.Module, images_NCHW: Tensor) -> Callable[[], Tensor]:
+    """What `norm(images)` gives, by the call of what comes back; the workers exchange its statistic from here on."""
+    return _begun([norm], [images_NCHW])
+
+
+def summed(norms: Sequence[nn.Module], images: Sequence[Tensor]) -> Tensor:
+    """The sum of what each norm makes of its images: one message for all of them forward, and one backward."""
+    return _begun(norms, images)()
+
+
+def _begun(norms: Sequence[nn.Module], images: Sequence[Tensor]) -> Callable[[], Tensor]:
+    several: list[tuple[BatchNorm, Tensor]] = []
+    for norm, images_NCHW in zip(norms, images, strict=True):
+        assert isinstance(norm, BatchNorm), "see `shared`"
+        norm._check(images_NCHW)
+        several.append((norm, images_NCHW))
+    peers = several[0][0].peers
+    arrived = exchanged([own(images_NCHW, norm.size, norm.channels) for norm, images_NCHW in several], peers)
+
+    def finish() -> Tensor:
+        terms = []
+        for (norm, images_NCHW), found in zip(several, arrived(), strict=True):
+            terms.append(norm._term(images_NCHW, found))  # before the running statistics move: renorm looks at them
+            norm._move(found.mean_C, found.running_C)
+        return normalised(terms, EPS, peers)
+
+    return finish
 
 
 # --- which layer a trial asks for -------------------------------------------------------------------

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bnscale.networks.norm import begun, shared, summed
+
 
 class Block(nn.Module):
     """relu(norm(conv(relu(norm(conv(x))))) + shortcut(x)): post-activation, two layers."""
@@ -28,9 +30,19 @@ class Block(nn.Module):
             self.shortcut.add_module("norm", norm(f"{name}.shortcut.norm"))
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
+        if isinstance(self.shortcut, nn.Sequential) and shared(self.norm1, self.norm2, self.shortcut[1]):
+            return self._on_a_gang(x_NCHW, *self.shortcut)
         y_NCHW = self.relu1(self.norm1(self.conv1(x_NCHW)))
         y_NCHW = self.norm2(self.conv2(y_NCHW))
         return self.relu2(y_NCHW.add_(self.shortcut(x_NCHW)))
+
+    def _on_a_gang(self, x_NCHW: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor:
+        """The same, while and so that less is waited for: the shortcut's convolution is computed while the first norm's
+        statistics travel, and its norm's travel with the second's. Elsewhere each operation needs the one before."""
+        first = begun(self.norm1, self.conv1(x_NCHW))
+        shortcut_NCHW = conv(x_NCHW)
+        y_NCHW = self.conv2(self.relu1(first()))
+        return self.relu2(summed([self.norm2, norm], [y_NCHW, shortcut_NCHW]))
 
 
 class ResNet(nn.Module):

@@ -6,6 +6,7 @@ Shapes: N images of this worker, C channels, H, W pixels, P workers behind one s
 """
 
 import math
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -36,25 +37,56 @@ class Statistic(NamedTuple):
     running_C: Tensor  # what the running variance moves by: unbiased where it is a variance
 
 
-def statistic(images_NCHW: Tensor, size: Size, channels: int, peers: dist.ProcessGroup | None) -> Statistic:
-    """The mean and the size over all images of the peers; in float32 where the images are half as wide."""
+class Own(NamedTuple):
+    """Of this worker's images alone: what it tells the others behind a statistic."""
+
+    size: Size
+    values: int
+    parts: list[Tensor]  # mean_C and variance_C; where the size is another, size_C
+
+
+def own(images_NCHW: Tensor, size: Size, channels: int) -> Own:
+    """The mean and the size over the images of this worker; in float32 where the images are half as wide."""
     images_NCHW = images_NCHW.detach().contiguous(memory_format=_layout(images_NCHW))
-    count = images_NCHW.numel() // channels  # values of one channel on this worker
+    count = images_NCHW.numel() // channels  # values of one channel
     wide = torch.promote_types(images_NCHW.dtype, torch.float32)
     over = [0, *range(2, images_NCHW.dim())]
     # The running statistics given here only set the type of what comes back.
     like_C = torch.zeros(channels, dtype=wide, device=images_NCHW.device)
-    own = list(torch.batch_norm_update_stats(images_NCHW, like_C, like_C.clone(), 1.0))
+    parts = list(torch.batch_norm_update_stats(images_NCHW, like_C, like_C.clone(), 1.0))
     if size is Size.L1:
         # Not torch.linalg.vector_norm: with channels last it takes four times as long.
-        own.append(images_NCHW.abs().sum(over, dtype=wide) / count)
+        parts.append(images_NCHW.abs().sum(over, dtype=wide) / count)
     elif size is Size.LINF:
-        own.append(_largest(images_NCHW, over).to(wide))
+        parts.append(_largest(images_NCHW, over).to(wide))
+    return Own(size, count, parts)
 
-    if peers is not None:
-        own = _combined(own, size, peers)
-        count *= dist.get_world_size(peers)
-    mean_C, variance_C, *of_size = own
+
+def exchanged(several: Sequence[Own], peers: dist.ProcessGroup | None) -> Callable[[], list[Statistic]]:
+    """The statistics of several layers over all images of the peers: one message, begun here and waited for by the call
+    of what comes back. What does not need them is computed between the two."""
+    gathered = None if peers is None else _gather([part for each in several for part in each.parts], peers)
+
+    def wait() -> list[Statistic]:
+        if gathered is None or peers is None:
+            return [_statistic(each.size, each.values, each.parts) for each in several]
+        parts = iter(gathered())
+        workers = dist.get_world_size(peers)
+        return [
+            _statistic(each.size, each.values * workers, _combined([next(parts) for _ in each.parts], each.size))
+            for each in several
+        ]
+
+    return wait
+
+
+def statistic(images_NCHW: Tensor, size: Size, channels: int, peers: dist.ProcessGroup | None) -> Statistic:
+    """The mean and the size over all images of the peers, once they are here."""
+    return exchanged([own(images_NCHW, size, channels)], peers)()[0]
+
+
+def _statistic(size: Size, count: int, parts: list[Tensor]) -> Statistic:
+    mean_C, variance_C, *of_size = parts
     match size:
         case Size.DEVIATION:
             return Statistic(size, count, mean_C, variance_C.sqrt(), variance_C, variance_C * (count / (count - 1)))
@@ -67,46 +99,69 @@ def statistic(images_NCHW: Tensor, size: Size, channels: int, peers: dist.Proces
     return Statistic(size, count, mean_C, size_C, square_C, square_C)
 
 
-def _combined(own: list[Tensor], size: Size, peers: dist.ProcessGroup) -> list[Tensor]:
+def _gather(parts: Sequence[Tensor], peers: dist.ProcessGroup) -> Callable[[], list[Tensor]]:
+    """Begin to hand these to every peer in one message; the call of what comes back waits for theirs: (P, ...) each.
+
+    Also where only the sums are asked for: on gloo a gathering takes two thirds of the time of a sum, and each worker
+    sums in the same order.
+    """
+    flat_K = torch.cat([part.flatten() for part in parts])
+    all_PK = flat_K.new_empty(dist.get_world_size(peers), flat_K.numel())
+    message = dist.all_gather_into_tensor(all_PK.view(-1), flat_K, group=peers, async_op=True)
+    assert message is not None, "this worker is one of the peers"
+
+    def wait() -> list[Tensor]:
+        message.wait()
+        split = all_PK.split([part.numel() for part in parts], dim=1)
+        return [whole.view(-1, *part.shape) for whole, part in zip(split, parts, strict=True)]
+
+    return wait
+
+
+def _combined(parts: list[Tensor], size: Size) -> list[Tensor]:
     """Of all peers' images, from the mean, the variance and, where it is another, the size of each one's own.
 
     Means and variances as by Chan, Golub & LeVeque 1979: a sum of squares would cancel where the mean is large.
     """
-    own_SC = torch.stack(own)
-    all_PSC = own_SC.new_empty(dist.get_world_size(peers), *own_SC.shape)
-    dist.all_gather(list(all_PSC.unbind()), own_SC, group=peers)
-    mean_PC, variance_PC, *of_size = all_PSC.unbind(1)
+    mean_PC, variance_PC, *of_size = parts
     mean_C = mean_PC.mean(0)
     variance_C = variance_PC.mean(0) + (mean_PC - mean_C).square().mean(0)
     return [mean_C, variance_C, *(each.amax(0) if size is Size.LINF else each.mean(0) for each in of_size)]
 
 
-def normalised(
-    images_NCHW: Tensor, gamma_C: Tensor, beta_C: Tensor, by: Statistic, eps: float, peers: dist.ProcessGroup | None
-) -> Tensor:
-    """gamma * (images - mean) / sqrt(size^2 + eps) + beta, in the images' own type.
+class Term(NamedTuple):
+    """Images and what normalizes them."""
 
-    The gradient knows that mean and size are functions of the images of all peers; it can be taken once.
+    images_NCHW: Tensor
+    gamma_C: Tensor
+    beta_C: Tensor
+    by: Statistic
+
+
+def normalised(terms: Sequence[Term], eps: float, peers: dist.ProcessGroup | None) -> Tensor:
+    """The sum over the terms of gamma * (images - mean) / sqrt(size^2 + eps) + beta, in the images' own type.
+
+    The gradient knows that mean and size are functions of the images of all peers; it can be taken once, and exchanges
+    the sums of all terms in one message.
     """
-    return _Normalise.apply(images_NCHW, gamma_C, beta_C, by, eps, peers)
+    tensors = [tensor for term in terms for tensor in term[:3]]
+    return _Normalise.apply([term.by for term in terms], eps, peers, *tensors)
 
 
 class _Normalise(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        images_NCHW: Tensor,
-        gamma_C: Tensor,
-        beta_C: Tensor,
-        by: Statistic,
-        eps: float,
-        peers: dist.ProcessGroup | None,
-    ) -> Tensor:
-        layout = _layout(images_NCHW)
-        images_NCHW = images_NCHW.contiguous(memory_format=layout)
-        ctx.save_for_backward(images_NCHW, gamma_C, by.mean_C, by.size_C, by.square_C)
-        ctx.size, ctx.count, ctx.eps, ctx.peers, ctx.layout = by.size, by.values, eps, peers, layout
-        return F.batch_norm(images_NCHW, by.mean_C, by.square_C, gamma_C, beta_C, False, 0.0, eps)
+    def forward(ctx: Any, by: list[Statistic], eps: float, peers: dist.ProcessGroup | None, *tensors: Tensor) -> Tensor:
+        ctx.by, ctx.eps, ctx.peers = [(each.size, each.values) for each in by], eps, peers
+        ctx.layout = _layout(tensors[0])
+        saved, total_NCHW = [], None
+        for (images_NCHW, gamma_C, beta_C), each in zip(_by(3, tensors), by, strict=True):
+            images_NCHW = images_NCHW.contiguous(memory_format=ctx.layout)
+            saved += [images_NCHW, gamma_C, each.mean_C, each.size_C, each.square_C]
+            term_NCHW = F.batch_norm(images_NCHW, each.mean_C, each.square_C, gamma_C, beta_C, False, 0.0, eps)
+            total_NCHW = term_NCHW if total_NCHW is None else total_NCHW.add_(term_NCHW)
+        ctx.save_for_backward(*saved)
+        assert total_NCHW is not None, "a sum of something"
+        return total_NCHW
 
     @staticmethod
     @once_differentiable
@@ -117,48 +172,92 @@ class _Normalise(torch.autograd.Function):
         dL/dx = gamma / s * (g - sum g / count - dL/dgamma / s * size * dsize/dx),
 
         where size * dsize/dx is (x - mean) / count for the deviation, x / count for l_2, size * sign(x) / count for
-        l_1, and size * sign(x) at the largest |x| for l_inf, in equal parts where several are the largest.
+        l_1, and size * sign(x) at the largest |x| for l_inf, in equal parts where several are the largest. While the
+        sums travel, gamma / s * g is computed.
         """
-        images_NCHW, gamma_C, mean_C, size_C, square_C = ctx.saved_tensors
         gradient_NCHW = gradient_NCHW.contiguous(memory_format=ctx.layout)
-        scale_C = (square_C + ctx.eps).rsqrt()
+        terms = [
+            _Backward(size, values, *tensors)
+            for (size, values), tensors in zip(ctx.by, _by(5, ctx.saved_tensors), strict=True)
+        ]
+        sums = [term.sums(gradient_NCHW, ctx.eps) for term in terms]
+        wanted = [ctx.needs_input_grad[at] for at in range(3, 3 + 3 * len(terms), 3)]
+        # Every value moves the mean and the size of every worker: hence the sums over the peers. All of them are
+        # exchanged where one is wanted: that is a function of the network, and the workers' networks are the same.
+        exchange = None
+        if ctx.peers is not None and any(wanted):
+            exchange = _gather([part for pair in sums for part in pair], ctx.peers)
+        gradients: list[Tensor | None] = []
+        travelling = [
+            term.own_part(gradient_NCHW, ctx.eps) if want else None for term, want in zip(terms, wanted, strict=True)
+        ]
+        totals: list[Any] = sums
+        if exchange is not None:
+            totals = list(_by(2, [part_PC.sum(0) for part_PC in exchange()]))
+        for place, (term, part_NCHW) in enumerate(zip(terms, travelling, strict=True)):
+            if part_NCHW is not None:
+                term.add_shared_part(part_NCHW, totals[place], ctx.eps, ctx.peers)
+            of_gamma, of_beta = ctx.needs_input_grad[4 + 3 * place : 6 + 3 * place]
+            gamma_gradient_C, beta_gradient_C = sums[place]
+            gradients += [part_NCHW, gamma_gradient_C if of_gamma else None, beta_gradient_C if of_beta else None]
+        return None, None, None, *gradients
+
+
+class _Backward(NamedTuple):
+    """What the backward pass keeps of one term."""
+
+    size: Size
+    values: int  # of all peers, behind one statistic
+    images_NCHW: Tensor
+    gamma_C: Tensor
+    mean_C: Tensor
+    size_C: Tensor
+    square_C: Tensor
+
+    def sums(self, gradient_NCHW: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """dL/dgamma and dL/dbeta over the values of this worker."""
+        scale_C = (self.square_C + eps).rsqrt()
         _, gamma_gradient_C, beta_gradient_C = torch.ops.aten.native_batch_norm_backward(
-            gradient_NCHW, images_NCHW, gamma_C, mean_C, square_C, mean_C, scale_C, True, ctx.eps, [False, True, True]
-        )
-        images_gradient_NCHW = None
-        if ctx.needs_input_grad[0]:
-            # Every value moves the mean and the size of every worker: hence the sums over the peers.
-            gamma_sum_C, beta_sum_C = gamma_gradient_C, beta_gradient_C
-            if ctx.peers is not None:
-                sums_2C = torch.stack([gamma_sum_C, beta_sum_C])
-                dist.all_reduce(sums_2C, group=ctx.peers)
-                gamma_sum_C, beta_sum_C = sums_2C
-            slope_C = gamma_C * scale_C
-            back_C = -slope_C
-            through_mean_C = back_C * beta_sum_C / ctx.count
-            if ctx.size in (Size.DEVIATION, Size.L2):
-                through_size_C = back_C * gamma_sum_C / ctx.count
-                centre_C = mean_C if ctx.size is Size.DEVIATION else torch.zeros_like(mean_C)
-                images_gradient_NCHW = F.batch_norm(
-                    images_NCHW, centre_C, square_C, through_size_C, through_mean_C, False, 0.0, ctx.eps
+            gradient_NCHW, self.images_NCHW, self.gamma_C, self.mean_C, self.square_C, self.mean_C, scale_C,
+            True, eps, [False, True, True],
+        )  # fmt: skip
+        return gamma_gradient_C, beta_gradient_C
+
+    def own_part(self, gradient_NCHW: Tensor, eps: float) -> Tensor:
+        """The part of the images' gradient that needs nothing of the peers: gamma / s * g."""
+        return gradient_NCHW * _as(self.gamma_C * (self.square_C + eps).rsqrt(), gradient_NCHW)
+
+    def add_shared_part(
+        self, part_NCHW: Tensor, sums: tuple[Tensor, Tensor], eps: float, peers: dist.ProcessGroup | None
+    ) -> None:
+        """Complete the images' gradient, given dL/dgamma and dL/dbeta over the values of all peers."""
+        gamma_sum_C, beta_sum_C = sums
+        scale_C = (self.square_C + eps).rsqrt()
+        back_C = -self.gamma_C * scale_C
+        through_mean_C = back_C * beta_sum_C / self.values
+        if self.size in (Size.DEVIATION, Size.L2):
+            through_size_C = back_C * gamma_sum_C / self.values
+            centre_C = self.mean_C if self.size is Size.DEVIATION else torch.zeros_like(self.mean_C)
+            if self.images_NCHW.dtype != centre_C.dtype:  # half as wide: only batch norm's kernel sums in float32
+                shared_NCHW = F.batch_norm(
+                    self.images_NCHW, centre_C, self.square_C, through_size_C, through_mean_C, False, 0.0, eps
                 )
-            else:
-                sign_NCHW, sharing = images_NCHW.sign(), ctx.count
-                if ctx.size is Size.LINF:
-                    sharing = _keep_largest(sign_NCHW, images_NCHW, size_C, ctx.peers)
-                through_size_C = back_C * gamma_sum_C / sharing * size_C * scale_C
-                images_gradient_NCHW = torch.addcmul(
-                    _as(through_mean_C, images_NCHW), sign_NCHW, _as(through_size_C, images_NCHW), out=sign_NCHW
-                )
-            images_gradient_NCHW.addcmul_(gradient_NCHW, _as(slope_C, gradient_NCHW))
-        return (
-            images_gradient_NCHW,
-            gamma_gradient_C if ctx.needs_input_grad[1] else None,
-            beta_gradient_C if ctx.needs_input_grad[2] else None,
-            None,
-            None,
-            None,
-        )
+                part_NCHW.add_(shared_NCHW)
+                return
+            direction_NCHW, slope_C = self.images_NCHW, through_size_C * scale_C
+            shift_C = through_mean_C - slope_C * centre_C
+        else:
+            direction_NCHW, shift_C = self.images_NCHW.sign(), through_mean_C
+            sharing: int | Tensor = self.values
+            if self.size is Size.LINF:
+                sharing = _keep_largest(direction_NCHW, self.images_NCHW, self.size_C, peers)
+            slope_C = back_C * gamma_sum_C / sharing * self.size_C * scale_C
+        part_NCHW.addcmul_(direction_NCHW, _as(slope_C, part_NCHW)).add_(_as(shift_C, part_NCHW))
+
+
+def _by(size: int, row: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """The row in pieces of so many; itertools has it from Python 3.12 on."""
+    return (row[at : at + size] for at in range(0, len(row), size))
 
 
 def _largest(images_NCHW: Tensor, over: list[int]) -> Tensor:
