@@ -1,10 +1,11 @@
 """What a trial costs beside its training: trials of one step each, through the schedule and in one plain loop.
 
-    python benchmarks/overhead.py                         200 trials on all cores of this machine
+    python benchmarks/overhead.py                         1,000 trials on all cores of this machine
 
 Both build the same network, load the same data, take the same step and measure the same curve. The schedule adds Ray,
 progress, the store's files and the checkpoint, and trains as many trials at once as there are cores: its overhead is
-what it takes beyond the loop's time shared among them. The first trials, which raise the workers, are not counted.
+what it takes beyond the loop's time shared among them. The first trials, which raise the workers, are not counted; the
+first and the last quarter of the others are told apart, for a trial must not cost more the more there are.
 
 Then the share of what keeps a study whole whatever dies: lease, manifests and policy. Each of these trials once more
 makes just the calls of a real one (claim, open the writer, flush, finish, let the lease go, what the judge hears), on
@@ -19,6 +20,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -40,6 +42,7 @@ from bnscale.store import Store
 from bnscale.train import Job, readings
 from bnscale.trial import Augmentation, Data, Outcome, Pixels, Trainable, Trial
 
+PLAIN = 200  # trials of the plain loop
 SMALL = Forecast(seconds=0.1, memory=2**30, on_gpu=0, disk=100_000)
 
 
@@ -79,8 +82,18 @@ def in_process(trials: list[Trial], folder: Path) -> float:
     return (time.perf_counter() - start) / (len(trials) - 1)
 
 
-def scheduled(trials: list[Trial], folder: Path) -> tuple[float, float, int]:
-    """Seconds a trial after the first of each gang, seconds until then, and how many gangs worked at once."""
+@dataclass(frozen=True)
+class Found:
+    """Of trials through the schedule."""
+
+    gangs: int  # at work at once
+    warm: float  # seconds until each of them had ended its first trial
+    each: float  # seconds a trial from then on
+    first: float  # the same over the first quarter of them
+    last: float  # and over the last
+
+
+def scheduled(trials: list[Trial], folder: Path) -> Found:
     store = folder / "store"
     jobs = [Job(of, {curve: END}, str(store), str(folder), "benchmark", 0, 30.0) for of in trials]
     start = time.perf_counter()
@@ -92,8 +105,15 @@ def scheduled(trials: list[Trial], folder: Path) -> tuple[float, float, int]:
             workers=1, threads=1, rivals=None, watch=watch, mend="run it again", driver=driver,
         )  # fmt: skip
     assert {each.outcome for each in outcomes.values()} == {Outcome.FINISHED}, outcomes
-    warm = watch.ends[gangs - 1]
-    return (watch.ends[-1] - warm) / (len(trials) - gangs), warm - start, gangs
+    ends = watch.ends[gangs - 1 :]
+    quarter = max(1, (len(ends) - 1) // 4)
+    return Found(
+        gangs=gangs,
+        warm=ends[0] - start,
+        each=(ends[-1] - ends[0]) / (len(ends) - 1),
+        first=(ends[quarter] - ends[0]) / quarter,
+        last=(ends[-1] - ends[-1 - quarter]) / quarter,
+    )
 
 
 def layers(trials: list[Trial], folder: Path) -> tuple[dict[str, float], dict[str, float]]:
@@ -139,18 +159,21 @@ def layers(trials: list[Trial], folder: Path) -> tuple[dict[str, float], dict[st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=200, help="of one step each (default: 200)")
+    parser.add_argument("--trials", type=int, default=1000, help="of one step each (default: 1,000)")
     given = parser.parse_args()
     trials = [trial(seed) for seed in range(given.trials)]
     print(machine())
     with tempfile.TemporaryDirectory() as folder:
         spent, busy = layers(trials, Path(folder))
-        plain = in_process(trials, Path(folder))
-        seconds, start, gangs = scheduled(trials, Path(folder))
+        plain = in_process(trials[:PLAIN], Path(folder))
+        found = scheduled(trials, Path(folder))
     print(f"{len(trials)} trials of one step, ResNet-8 on digits, one reading of the curve each")
-    print(f"one plain loop     {plain:.3f} s a trial on one core, {plain / gangs:.3f} shared among {gangs}")
-    print(f"through Ray Tune   {seconds:.3f} s a trial, {gangs} at once; {start:.1f} s until they were warm")
-    print(f"overhead           {seconds - plain / gangs:.3f} s a trial")
+    print(f"one plain loop     {plain:.3f} s a trial on one core, {plain / found.gangs:.3f} shared among {found.gangs}")
+    print(
+        f"through Ray Tune   {found.each:.3f} s a trial, {found.gangs} at once; {found.warm:.1f} s until they were warm"
+    )
+    print(f"                   {found.first:.3f} s over the first quarter of them, {found.last:.3f} over the last")
+    print(f"overhead           {found.each - plain / found.gangs:.3f} s a trial")
     each = ", ".join(f"{layer} {1000 * part:.2f} ms" for layer, part in spent.items())
     total, cpu = sum(spent.values()), sum(busy.values())
     print(f"of a trial of one second: {each}: together {100 * total / (1 + total):.1f} %")

@@ -7,7 +7,7 @@ Legend: N images, C channels, H height, W width.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -83,15 +83,17 @@ class Images(Dataset[tuple[Tensor, int]]):
 
 
 class Loop:
-    """One network in training; `run` goes on from where it stopped."""
+    """One network in training; `run` goes on from where it stopped. On a GPU batches come by pinned memory."""
 
-    def __init__(self, depth: int, batch: int, workers: int) -> None:
-        self.net = resnet(depth).train()
+    def __init__(self, depth: int, batch: int, workers: int, device: str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.net = resnet(depth).to(self.device).train()
         trains = [p for p in self.net.parameters() if p.requires_grad]
         self.optimizer = torch.optim.SGD(trains, lr=0.1, momentum=0.9, weight_decay=1e-4)
         self.loader = DataLoader(
-            Images(), batch, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0
-        )
+            Images(), batch, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0,
+            pin_memory=self.device.type == "cuda",
+        )  # fmt: skip
         self.batches = self._endless()
         self.run(WARM_UP)
 
@@ -101,19 +103,31 @@ class Loop:
 
     def run(self, steps: int, clock: Callable[[], float] = time.perf_counter) -> float:
         """Seconds of so many updates, data and augmentation included."""
+        self._wait()
         start = clock()
         for _ in range(steps):
-            images_NCHW, labels_N = next(self.batches)
+            images_NCHW, labels_N = (part.to(self.device, non_blocking=True) for part in next(self.batches))
             self.optimizer.zero_grad()
             F.cross_entropy(self.net(images_NCHW), labels_N).backward()
             self.optimizer.step()
+        self._wait()
         return clock() - start
 
+    def _wait(self) -> None:
+        """A GPU runs behind; it is timed when it has done all that it was told."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
-def images_per_second(depth: int, batch: int, steps: int, workers: int) -> float:
-    return batch * steps / Loop(depth, batch, workers).run(steps)
+
+def images_per_second(depth: int, batch: int, steps: int, workers: int, device: str = "cpu") -> float:
+    return batch * steps / Loop(depth, batch, workers, device).run(steps)
 
 
 def best_workers(depth: int, batch: int, most: int) -> int:
     """The number of DataLoader processes, 0 to `most`, with which this loop is fastest here."""
-    return max(range(most + 1), key=lambda workers: images_per_second(depth, batch, TRIAL, workers))
+    return best_of(range(most + 1), depth, batch, "cpu")
+
+
+def best_of(counts: Iterable[int], depth: int, batch: int, device: str) -> int:
+    """The same of these numbers, on a device."""
+    return max(counts, key=lambda workers: images_per_second(depth, batch, TRIAL, workers, device))

@@ -180,6 +180,14 @@ class _Plan(NamedTuple):
     shift_N2: Tensor | None
 
 
+def blank(trial: Trial, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A batch of the trial's shapes and types, as `Resident.batch` gives it: black images, the first class."""
+    facts = trial.facts
+    images_NCHW = torch.zeros(trial.batch, facts.channels, facts.side, facts.side, device=device)
+    shape, kind = ((trial.batch, facts.classes), torch.float32) if facts.regression else ((trial.batch,), torch.int64)
+    return images_NCHW.to(memory_format=torch.channels_last), torch.zeros(shape, dtype=kind, device=device)
+
+
 def noisy(train: Split, trial: Trial) -> Split:
     """The training images with `label_noise`: each label is drawn anew with that probability, uniformly over all
     classes, so that by chance some stay as they were (Zhang et al. 2017, arXiv:1611.03530, section 2.2).

@@ -25,6 +25,15 @@ def of_batch(trial: Trial, outputs_NK: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(outputs_NK.float(), targets)
 
 
+def of_each(trial: Trial, outputs_NK: Tensor, targets: Tensor) -> Tensor:
+    """The losses of a batch in several networks, whose outputs follow one another: one each, as `of_batch` gives it."""
+    each = outputs_NK.float().unflatten(0, (-1, len(targets)))
+    if trial.facts.regression:
+        return (each - targets).square().sum((1, 2)) / 2 * (trial.batch / len(targets))
+    repeated = targets.expand(len(each), -1).flatten()
+    return F.cross_entropy(each.flatten(0, 1), repeated, reduction="none").view(len(each), -1).mean(1)
+
+
 def right(trial: Trial, outputs_NK: Tensor, targets: Tensor) -> Tensor | None:
     """How many of N images have their label as the largest output, and in the five largest; None for a regression."""
     if trial.facts.regression:

@@ -81,7 +81,7 @@ class Facts(TypedDict, total=False):
 
     started: AwareDatetime | None  # of the first attempt
     ended: AwareDatetime | None
-    seconds: float | None  # training wall time, over all attempts
+    seconds: float | None  # training wall time, over all attempts; of a pass of several trials, an equal share
     workers: int | None
     threads: int | None  # of each worker
     host: str | None
@@ -102,6 +102,7 @@ class Facts(TypedDict, total=False):
     failure: str | None  # of what kind the error is
     stopped_early: bool | None  # successive halving gave up on it; a checkpoint is there to go on from
     peak_memory: int | None  # bytes
+    cohort: int | None  # trials that were trained in one pass with it, itself among them, when it began
     recomputed: bool | None  # activations were computed again instead of kept: less memory, the same numbers
     # Of trials that went on under another one, all of them in turn: "1 -> 2"
     commits: str | None
@@ -415,7 +416,7 @@ class Store:
             )
         if before:
             _check_fence(before, fence)
-        anew = before is None or before.has_result or before.probes != probes
+        anew = _anew(before, probes)
         kept = {} if not before else before.kept | before.probes if before.has_result else before.kept
         kept = {table: cadence for table, cadence in kept.items() if table not in probes}
         parts = before.parts if before else {}
@@ -442,6 +443,11 @@ class Store:
         if anew:  # before the manifest is there: who dies in between has not begun
             self.checkpoints(trial.id).remove("")
         return Writer(self, manifest, seen and seen[1])
+
+    def reached(self, trial_id: str, probes: dict[str, str]) -> int:
+        """Updates behind the rows from which an attempt that opened now would go on; 0 where it would begin anew."""
+        before = self.manifest(trial_id)
+        return before.step if before and not _anew(before, probes) else 0
 
     def stop_early(self, trial_id: str) -> None:
         """Note that successive halving gave up on a trial; for the holder of its lease, who trains it no more."""
@@ -581,6 +587,7 @@ class Writer:
         self._start: int | None = None  # of the last of them
         self._written: set[str] = set()  # keys of data files
         self._clock = time.monotonic()
+        self._sharing = manifest.facts.get("cohort") or 1
         self._seconds_before = manifest.facts.get("seconds") or 0.0
         self._manifest = manifest
         self._version = version
@@ -869,7 +876,12 @@ class Writer:
         return TakenOver(f"trial {mine.trial}: {there}; attempt {mine.attempts} writes no more")
 
     def _seconds(self) -> float:
-        return self._seconds_before + time.monotonic() - self._clock
+        return self._seconds_before + (time.monotonic() - self._clock) / self._sharing
+
+
+def _anew(before: Manifest | None, probes: dict[str, str]) -> bool:
+    """Whether an attempt that reads this does not go on from the one before."""
+    return before is None or before.has_result or before.probes != probes
 
 
 _TURNS = {"commit": "commits", "device": "devices", "workers": "worker_counts"}

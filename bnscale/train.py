@@ -7,6 +7,7 @@ what is trained.
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from bnscale.data import Resident
-from bnscale.engine import Engine, Gang
+from bnscale.engine import Alone, Gang, Member, Pass, checkpoint
+from bnscale.engine.cohort import CohortEngine
 from bnscale.engine.local import LocalEngine
 from bnscale.engine.machine import facts_of, forget_peak, keep_freed_memory, peak_memory, release_memory
 from bnscale.networks import build, even_output, trained
@@ -60,6 +62,12 @@ class Progress:
     outcome: Outcome | None  # None while it runs, and at the end of a run that was stopped
 
 
+def waiting(trial: Trial, step: int = 0) -> Progress:
+    """Where a trial stands that is still to go on after so many updates."""
+    epochs = trial.total_steps / trial.steps_per_epoch
+    return Progress(step, trial.total_steps, step / trial.steps_per_epoch, epochs, None, None, None)
+
+
 class Notebook(Protocol):
     """Where rows go: a store's writer, or nowhere for workers that do not lead."""
 
@@ -74,78 +82,123 @@ class Notebook(Protocol):
     def finish(self, outcome: Outcome, step: int, facts: dict[str, Any]) -> None: ...
 
 
+class Course:
+    """One trial on its way: what it is read by and where that is written, and where it stands."""
+
+    def __init__(self, trial: Trial, notebook: Notebook, probes: dict[Probe, Cadence]) -> None:
+        self.trial = trial
+        self.notebook = notebook
+        self.probes = probes
+        self.at = waiting(trial)
+
+    def begin(self, member: Member, most: int | None) -> int:
+        """From the newest checkpoint of at most so many updates, or of those behind its rows; from which step."""
+        self._member = member
+        step, saved = member.restore(self.notebook.reached if most is None else most)
+        self.notebook.rewind(step)
+        self.at = replace(self.at, step=step, loss=saved.get("loss"), accuracy=saved.get("accuracy"))
+        self.plateau = Plateau.of(self.trial, saved.get("plateau"))
+        return step
+
+    def due(self, step: int) -> list[Probe]:
+        return [probe for probe, cadence in self.probes.items() if cadence.due(step, self.trial)]
+
+    def rate(self, step: int) -> float:
+        """Learning rate of the update that comes next."""
+        return self.trial.rate(step, self.plateau.drops)
+
+    def hear(self, step: int, losses: list[float]) -> int | None:
+        """The losses since the last time: now it stands at `step`, unless it diverged; then where."""
+        self.plateau.hear(step, losses)
+        finite = [math.isfinite(loss) for loss in losses]
+        good = losses[: finite.index(False)] if False in finite else losses
+        loss = good[-1] if good else self.at.loss
+        self.at = replace(self.at, step=step, epoch=step / self.trial.steps_per_epoch, loss=loss)
+        return None if all(finite) else step - len(losses) + len(good)
+
+    def save(self) -> None:
+        step, at = self.at.step, self.at
+        self.notebook.flush(step)  # rows of earlier steps, then the checkpoint from which later ones follow
+        self._member.save(step, {"loss": at.loss, "accuracy": at.accuracy, "plateau": self.plateau.facts()})
+
+    def look(self, data: Resident) -> None:
+        """Take the readings that are due."""
+        at = Snapshot(self.trial, self.at.step, self._member, data)
+        for probe in self.due(self.at.step):
+            if demand(probe).steps(self.trial):
+                release_memory()  # a reading has other tensors than a step, and no room for both in a full memory
+            rows = list(probe(at))
+            self.notebook.write(probe.__name__, rows)
+            self.at = replace(self.at, accuracy=_accuracy(rows, self.at.accuracy))
+
+    def finish(self, outcome: Outcome, **known: Any) -> None:
+        facts = {"last_finite_loss": self.at.loss, "peak_memory": peak_memory(self._member.gang.device)}
+        self.notebook.finish(outcome, self.at.step, facts | known)
+        self.at = replace(self.at, outcome=outcome)
+
+
 def train(
-    trial: Trial,
-    engine: Engine,
+    courses: Sequence[Course],
+    engine: Pass,
     data: Resident,
-    notebook: Notebook,
-    probes: dict[Probe, Cadence],
     save_every: float,
     stop: Callable[[], bool],
-) -> Iterator[Progress]:
-    """From the newest checkpoint to the end; yields often, and saves and returns when told to stop."""
-    step, saved = engine.restore(notebook.reached)
-    notebook.rewind(step)
-    share = _share(trial, engine.gang)
+    most: int | None = None,
+) -> Iterator[list[Progress]]:
+    """From the newest checkpoint, of at most so many updates, to the end of all; yields often where they stand, and
+    saves and returns when told to stop. All must stand at the same step, and have as many before them."""
+    (step,) = {course.begin(member, most) for course, member in zip(courses, engine.members, strict=True)}
+    (total,) = {course.trial.total_steps for course in courses}
+    share = _share(courses[0].trial, engine.gang)
     every = LOOK_EVERY[engine.gang.device.type]
-    progress = Progress(step, trial.total_steps, 0, 0, saved.get("loss"), saved.get("accuracy"), None)
-    plateau = Plateau.of(trial, saved.get("plateau"))
-    losses: list[Tensor] = []  # of the steps since the last look
+    going = list(courses)
+    losses: list[Tensor] = []  # of the steps since the last look, (K,) each
     clock = time.monotonic()
     while True:
-        due = [probe for probe, cadence in probes.items() if cadence.due(step, trial)]
-        last = step == trial.total_steps
-        if due or last or step % every == 0 or plateau.due(step):
-            progress, diverged = _look(trial, engine, step, losses, progress, plateau)
-            if diverged is not None:
-                notebook.finish(Outcome.DIVERGED, step, _ending(engine, progress) | {"diverged_step": diverged})
-                yield replace(progress, outcome=Outcome.DIVERGED)
+        last = step == total
+        if last or step % every == 0 or any(course.due(step) or course.plateau.due(step) for course in going):
+            going = _look(going, engine, step, losses)
+            if not going:
+                yield [course.at for course in courses]
                 return
             stopping = engine.agree(stop())
             if stopping or last or engine.agree(time.monotonic() - clock >= save_every):
-                notebook.flush(step)  # rows of earlier steps, then the checkpoint from which later ones follow
-                engine.save(step, {"loss": progress.loss, "accuracy": progress.accuracy, "plateau": plateau.facts()})
+                for course in going:
+                    course.save()
                 clock = time.monotonic()
             if stopping:
                 return
-            at = Snapshot(trial, step, engine, data)
-            for probe in due:
-                if demand(probe).steps(trial):
-                    release_memory()  # a reading has other tensors than a step, and no room for both in a full memory
-                rows = list(probe(at))
-                notebook.write(probe.__name__, rows)
-                progress = replace(progress, accuracy=_accuracy(rows, progress.accuracy))
-            del at  # and what its probes kept: the next update needs the memory
+            for course in going:
+                course.look(data)
             if last:
-                notebook.finish(Outcome.FINISHED, step, _ending(engine, progress))
-                yield replace(progress, outcome=Outcome.FINISHED)
+                for course in going:
+                    course.finish(Outcome.FINISHED)
+            yield [course.at for course in courses]
+            if last:
                 return
-            yield progress
         images_NCHW, labels_N = data.batch(step, share)
-        loss = engine(images_NCHW, labels_N)
-        engine.backward(loss)
-        engine.step(trial.rate(step, plateau.drops))
-        losses.append(loss.detach())
+        losses_K = engine(images_NCHW, labels_N)
+        engine.backward(losses_K)
+        engine.step(*(course.rate(step) for course in going))
+        losses.append(losses_K.detach())
         step += 1
 
 
-def _look(
-    trial: Trial, engine: Engine, step: int, losses: list[Tensor], before: Progress, plateau: Plateau
-) -> tuple[Progress, int | None]:
-    """Wait for the device and read the losses since the last look: where training stands, and where it diverged."""
-    values = (engine.total(torch.stack(losses)) / engine.gang.workers).tolist() if losses else []
+def _look(going: list[Course], engine: Pass, step: int, losses: list[Tensor]) -> list[Course]:
+    """Wait for the device and tell each trial its losses since the last look. One that diverged has ended, and leaves;
+    the others are returned."""
+    values_SK = (engine.total(torch.stack(losses)) / engine.gang.workers).tolist() if losses else []
     losses.clear()
-    plateau.hear(step, values)
-    finite = [math.isfinite(value) for value in values]
-    good = values[: finite.index(False)] if False in finite else values
-    diverged = None if all(finite) else step - len(values) + len(good)
-    loss = good[-1] if good else before.loss
-    epochs = trial.total_steps / trial.steps_per_epoch
-    return replace(before, step=step, epoch=step / trial.steps_per_epoch, epochs=epochs, loss=loss), diverged
-
-
-def _ending(engine: Engine, progress: Progress) -> dict[str, Any]:
-    return {"last_finite_loss": progress.loss, "peak_memory": peak_memory(engine.gang.device)}
+    left = []
+    for place, course in enumerate(going):
+        diverged = course.hear(step, [values_K[place] for values_K in values_SK])
+        if diverged is None:
+            left.append(place)
+        else:
+            course.finish(Outcome.DIVERGED, diverged_step=diverged)
+    if left and len(left) < len(going):
+        engine.keep(left)
+    return [going[place] for place in left]
 
 
 def _share(trial: Trial, gang: Gang) -> slice:
@@ -211,51 +264,91 @@ def initialised(trial: Trial, data: Resident) -> nn.Module:
 
 
 def run(jobs: Sequence[Job], gang: Gang, threads: int, stop: Callable[[], bool]) -> Iterator[list[Progress]]:
-    """Train some trials on this worker; yields where each of them stands, in their order. One that has ended keeps its
-    outcome.
+    """Train some trials on this worker, all of one kin or a single one; yields where each of them stands, in their
+    order. One that has ended keeps its outcome.
 
+    They are trained in one pass, but for those that an earlier run left at another step: passes follow one another.
     Raises `Refusal` for data that is not there; every other error is the code's or the machine's.
     """
-    standing = [Progress(0, job.trial.total_steps, 0, 0, None, None, None) for job in jobs]
-    for place, job in enumerate(jobs):
-        for standing[place] in _one(job, gang, threads, stop):
+    passes = _passes(jobs, gang)
+    starts = {place: most for most, places in passes for place in places}
+    standing = [waiting(job.trial, starts[place] or 0) for place, job in enumerate(jobs)]
+    for most, places in passes:
+        for at in _pass([jobs[place] for place in places], gang, threads, stop, most):
+            for place, each in zip(places, at, strict=True):
+                standing[place] = each
             yield list(standing)
-        if standing[place].outcome is None:
+        if any(standing[place].outcome is None for place in places):
             return  # it was stopped
 
 
-def _one(job: Job, gang: Gang, threads: int, stop: Callable[[], bool]) -> Iterator[Progress]:
-    """Build what a trial needs on this worker, train it, and let go of it."""
-    trial = job.trial
-    keep_freed_memory()
-    release_memory()  # of the trial before
-    forget_peak(gang.device)
-    data = Resident(trial, Path(job.data), gang.device)
-    network = initialised(trial, data)
-    store = Store(job.store)
-    checkpoints = store.checkpoints(trial.id)
-    way = Activations.RECOMPUTED if job.recompute else Activations.KEPT
-    engine: Engine
-    if gang.workers == 1:
-        engine = LocalEngine(network, trial, gang, checkpoints, way)
-    else:
-        from bnscale.engine.deepspeed import DeepSpeedEngine  # seconds to import, and of no use to one worker
+def _passes(jobs: Sequence[Job], gang: Gang) -> list[tuple[int | None, list[int]]]:
+    """Which jobs, by their places, can go on together, and from which step, or from what they have where they are
+    alone. From the step that most of them have a checkpoint of, and then so on with the rest."""
+    if len(jobs) == 1 or gang.workers > 1:
+        return [(None, [place]) for place in range(len(jobs))]
+    steps = []
+    for job in jobs:
+        store = Store(job.store)
+        reached = store.reached(job.trial.id, readings(job.probes))
+        steps.append(checkpoint.whole(store.checkpoints(job.trial.id), reached) or [0])
+    passes: list[tuple[int | None, list[int]]] = []
+    left = list(range(len(jobs)))
+    while left:
+        counts = Counter(step for place in left for step in steps[place])
+        start = max(counts, key=lambda step: (counts[step], step))
+        passes.append((start, [place for place in left if start in steps[place]]))
+        left = [place for place in left if start not in steps[place]]
+    return passes
 
-        engine = DeepSpeedEngine(network, trial, gang, checkpoints, job.zero, way)
-    notebook: Notebook = _Nowhere()
-    if gang.leads:
-        facts = facts_of(gang.device) | {
-            "workers": gang.workers,
-            "threads": threads,
-            "commit": job.commit,
-            "command": job.command,
-            "backend": "local" if gang.workers == 1 else f"deepspeed zero {job.zero}",
-            "parameters": sum(p.numel() for p in network.parameters()),
-            "trainable_parameters": sum(p.numel() for p in trained(network).values()),
-            "recomputed": job.recompute or None,
-        }
-        notebook = store.writer(trial, readings(job.probes), facts, job.fence)
+
+def _pass(
+    jobs: Sequence[Job], gang: Gang, threads: int, stop: Callable[[], bool], most: int | None
+) -> Iterator[list[Progress]]:
+    """Build what trials need on this worker, train them, and let go of it."""
+    keep_freed_memory()
+    release_memory()  # of the trials before
+    forget_peak(gang.device)
+    data = Resident(jobs[0].trial, Path(jobs[0].data), gang.device)
+    engine = _engine(jobs, data, gang)
+    machine = facts_of(gang.device) | {
+        "workers": gang.workers,
+        "threads": threads,
+        "backend": "local" if gang.workers == 1 else f"deepspeed zero {jobs[0].zero}",
+        "recomputed": _way(jobs) is Activations.RECOMPUTED or None,
+        "cohort": len(jobs) if len(jobs) > 1 else None,
+    }
+    courses = []
+    for job, member in zip(jobs, engine.members, strict=True):
+        notebook: Notebook = _Nowhere()
+        if gang.leads:
+            facts = machine | {
+                "commit": job.commit,
+                "command": job.command,
+                "parameters": sum(p.numel() for p in member.module.parameters()),
+                "trainable_parameters": sum(p.numel() for p in trained(member.module).values()),
+            }
+            notebook = Store(job.store).writer(job.trial, readings(job.probes), facts, job.fence)
+        courses.append(Course(job.trial, notebook, job.probes))
     try:
-        yield from train(trial, engine, data, notebook, job.probes, job.save_every, stop)
+        yield from train(courses, engine, data, min(job.save_every for job in jobs), stop, most)
     finally:
         engine.close()
+
+
+def _engine(jobs: Sequence[Job], data: Resident, gang: Gang) -> Pass:
+    """What trains these trials here, from their first step on."""
+    trials = [job.trial for job in jobs]
+    checkpoints = [Store(job.store).checkpoints(job.trial.id) for job in jobs]
+    if len(jobs) > 1:
+        return CohortEngine(build(trials[0]), trials, gang, checkpoints, _way(jobs))
+    network = initialised(trials[0], data)
+    if gang.workers == 1:
+        return Alone(LocalEngine(network, trials[0], gang, checkpoints[0], _way(jobs)))
+    from bnscale.engine.deepspeed import DeepSpeedEngine  # seconds to import, and of no use to one worker
+
+    return Alone(DeepSpeedEngine(network, trials[0], gang, checkpoints[0], jobs[0].zero, _way(jobs)))
+
+
+def _way(jobs: Sequence[Job]) -> Activations:
+    return Activations.RECOMPUTED if any(job.recompute for job in jobs) else Activations.KEPT

@@ -8,14 +8,13 @@ import torch
 from examples import digits
 from torch import nn
 
-from bnscale.data import Resident
-from bnscale.engine import Gang
+from bnscale.data import Resident, blank
+from bnscale.engine import Alone, Gang
 from bnscale.engine.local import LocalEngine
 from bnscale.networks import build
 from bnscale.networks.recompute import Activations, parts, recomputable, recomputing
 from bnscale.probes import EPOCH, STEP, curve, gradient, parameter_gradient
-from bnscale.schedule import budget
-from bnscale.train import train
+from bnscale.train import Course, train
 from bnscale.trial import Network, Norm, Placement, Precision, Trainable, Trial
 
 NOWHERE = Path("/nonexistent")
@@ -62,7 +61,8 @@ def trained(trial: Trial, activations: Activations, probes: dict[Any, Any]) -> t
     """Every parameter and buffer after training, and all that was read on the way."""
     gang, rows = Gang(), Rows()
     engine = LocalEngine(build(trial), trial, gang, None, activations)
-    list(train(trial, engine, Resident(trial, NOWHERE, gang.device), rows, probes, 1e9, lambda: False))
+    data = Resident(trial, NOWHERE, gang.device)
+    list(train([Course(trial, rows, probes)], Alone(engine), data, 1e9, lambda: False))
     return engine.module.state_dict(), rows
 
 
@@ -105,7 +105,7 @@ def test_less_is_kept_for_backward(network: Network, depth: int, width: int, sha
 def held(trial: Trial, activations: Activations) -> int:
     """Bytes that a forward pass leaves for the backward pass."""
     network = build(trial)
-    images_NCHW, targets = budget._batch(trial, torch.randn)
+    images_NCHW, targets = blank(trial, torch.device("cpu"))
     with torch.profiler.profile(profile_memory=True) as profile, recomputing(network, activations):
         loss = nn.functional.cross_entropy(network(images_NCHW), targets)
     assert loss.requires_grad

@@ -10,13 +10,13 @@ import torch
 from examples import digits
 
 from bnscale.data import Resident
-from bnscale.engine import Gang
+from bnscale.engine import Alone, Gang
 from bnscale.engine.local import LocalEngine
 from bnscale.networks import build
 from bnscale.probes import END, Snapshot, spectrum, spectrum_histogram
 from bnscale.probes.spectrum import _singular_values, edge
 from bnscale.storage import storage
-from bnscale.train import train
+from bnscale.train import Course, train
 from bnscale.trial import Augmentation, Data, Network, Norm, Outcome, Placement, Trainable, WeightInit
 
 CPU = torch.device("cpu")
@@ -105,7 +105,7 @@ def test_a_trial_of_no_steps_is_measured_at_its_initialisation_and_left_there(tm
 
     notebook = Notebook()
     data = Resident(trial, Path("/nonexistent"), CPU)
-    for _ in train(trial, engine, data, notebook, {spectrum: END}, 30.0, lambda: False):
+    for _ in train([Course(trial, notebook, {spectrum: END})], Alone(engine), data, 30.0, lambda: False):
         pass
     assert notebook.ending == (Outcome.FINISHED, 0)
     assert [row.step for row in notebook.rows] == [0]

@@ -451,7 +451,7 @@ def test_a_fact_without_a_column_or_of_another_type_is_refused(
 def test_the_trials_table_has_every_field_and_fact_as_a_column(tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert trials(store) == []
-    assert len(store.trials_table()) == len(Trial.model_fields) + 6 + 27
+    assert len(store.trials_table()) == len(Trial.model_fields) + 6 + 28
     store.writer(TRIAL, {}, {"threads": 2, "torch": None})
     (row,) = trials(store)
     assert row["trial"] == TRIAL.id

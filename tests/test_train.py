@@ -13,7 +13,7 @@ from examples import digits
 
 from bnscale.choices import Choice
 from bnscale.data import Resident
-from bnscale.engine import Gang, checkpoint
+from bnscale.engine import Alone, Gang, checkpoint
 from bnscale.engine.local import LocalEngine
 from bnscale.networks import build, trained
 from bnscale.probes import (
@@ -60,7 +60,7 @@ from bnscale.probes import (
 )
 from bnscale.storage import storage
 from bnscale.store import Store
-from bnscale.train import Job, fail, initialised, readings, train
+from bnscale.train import Course, Job, fail, initialised, readings, train
 from bnscale.train import run as work
 from bnscale.trial import (
     Affine,
@@ -170,7 +170,8 @@ def run(
     data = Resident(trial, NOWHERE, torch.device("cpu"))
     network = initialised(trial, data)
     engine = LocalEngine(network, trial, Gang(), storage(folder))
-    for _ in train(trial, engine, data, notebook or Notebook(), probes or {}, save_every, stop):
+    course = Course(trial, notebook or Notebook(), probes or {})
+    for _ in train([course], Alone(engine), data, save_every, stop):
         pass
     return {name: value.clone() for name, value in network.state_dict().items()}
 
@@ -241,9 +242,9 @@ def test_a_trial_killed_without_a_word_resumes_from_its_last_checkpoint(tmp_path
     trial = digits()
     expected, killed = run(trial, tmp_path / "whole"), Notebook()
     engine = LocalEngine(build(trial), trial, Gang(), storage(tmp_path / "killed"))
-    training = train(
-        trial, engine, Resident(trial, NOWHERE, torch.device("cpu")), killed, everything(trial), 0.0, lambda: False
-    )
+    course = Course(trial, killed, everything(trial))
+    data = Resident(trial, NOWHERE, torch.device("cpu"))
+    training = train([course], Alone(engine), data, 0.0, lambda: False)
     for _ in range(6):
         next(training)  # and never again
     assert [f.name for f in sorted((tmp_path / "killed").glob("*.json"))] == ["step-4.json", "step-5.json"]
@@ -316,7 +317,8 @@ def test_the_scheduler_is_shown_validation_accuracy_and_test_accuracy_only_where
         trial, notebook = digits(validation=validation), Notebook()
         engine = LocalEngine(build(trial), trial, Gang(), storage(tmp_path / str(validation)))
         data = Resident(trial, NOWHERE, torch.device("cpu"))
-        last = list(train(trial, engine, data, notebook, {curve: END}, 30.0, lambda: False))[-1]
+        course = Course(trial, notebook, {curve: END})
+        (last,) = list(train([course], Alone(engine), data, 30.0, lambda: False))[-1]
         assert last.accuracy == next(row.accuracy for _, row in notebook.kept if row.split == split)
 
 

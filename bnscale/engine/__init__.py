@@ -1,8 +1,9 @@
-"""What moves the weights: `local` for one worker, `deepspeed` for a gang of several.
+"""What moves the weights: `local` for one worker, `cohort` for one with several trials at once, `deepspeed` for a gang.
 
-The training loop sees one `Engine` and asks nothing about ranks, devices or precision.
+The training loop sees one `Pass` and asks nothing about ranks, devices or precision.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,31 +25,19 @@ class Gang:
         return self.rank == 0
 
 
-class Engine(Protocol):
-    """Holds the network, its optimiser state and its device; shared by every worker of the trial.
+class Member(Protocol):
+    """One trial of a pass, as its probes and its checkpoints see it. Collective, as below."""
 
-    Every method is collective: all workers of the gang call it in the same order.
-    """
-
-    module: nn.Module  # the network itself, unwrapped
-    gang: Gang
-
-    def __call__(self, images_NCHW: Tensor, labels_N: Tensor) -> Tensor:
-        """Mean loss of this worker's share of the batch: a float32 scalar on the device."""
+    @property
+    def module(self) -> nn.Module:
+        """The network itself, unwrapped."""
         ...
 
-    def backward(self, loss: Tensor) -> None: ...
-
-    def step(self, lr: float) -> None:
-        """One update with this learning rate; gradients are gone afterwards."""
-        ...
+    @property
+    def gang(self) -> Gang: ...
 
     def total(self, value: Tensor) -> Tensor:
         """Sum of `value` over the workers, the same on each."""
-        ...
-
-    def agree(self, flag: bool) -> bool:
-        """Whether any worker says so, on every worker."""
         ...
 
     def statistics(self) -> dict[str, Tensor]:
@@ -69,6 +58,92 @@ class Engine(Protocol):
         none. What the leading worker says counts."""
         ...
 
+
+class Pass(Protocol):
+    """What moves the weights of one or more trials, K of them, step by step: all that the training loop knows."""
+
+    gang: Gang
+
+    @property
+    def members(self) -> Sequence[Member]: ...
+
+    def __call__(self, images: Tensor, labels: Tensor, /) -> Tensor:
+        """Mean losses of this worker's share of the batch: float32 on the device, (K,)."""
+        ...
+
+    def backward(self, losses_K: Tensor) -> None: ...
+
+    def step(self, *rates: float) -> None:
+        """One update with a learning rate for each trial; gradients are gone afterwards."""
+        ...
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Go on with these members, and without the others."""
+        ...
+
+    def total(self, value: Tensor) -> Tensor:
+        """Sum of `value` over the workers, the same on each."""
+        ...
+
+    def agree(self, flag: bool) -> bool:
+        """Whether any worker says so, on every worker."""
+        ...
+
     def close(self) -> None:
         """Let go of what the engine holds outside of its tensors; the gang stays."""
         ...
+
+
+class Engine(Member, Protocol):
+    """Holds the network of one trial, its optimiser state and its device; shared by every worker of the trial.
+
+    Every method is collective: all workers of the gang call it in the same order.
+    """
+
+    def __call__(self, images_NCHW: Tensor, labels_N: Tensor) -> Tensor:
+        """Mean loss of this worker's share of the batch: a float32 scalar on the device."""
+        ...
+
+    def backward(self, loss: Tensor) -> None: ...
+
+    def step(self, lr: float) -> None:
+        """One update with this learning rate; gradients are gone afterwards."""
+        ...
+
+    def agree(self, flag: bool) -> bool:
+        """Whether any worker says so, on every worker."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what the engine holds outside of its tensors; the gang stays."""
+        ...
+
+
+class Alone:
+    """A pass of one trial: it is one member of itself."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.gang = engine.gang
+        self.members = [engine]
+
+    def __call__(self, images_NCHW: Tensor, labels_N: Tensor) -> Tensor:
+        return self._engine(images_NCHW, labels_N).reshape(1)
+
+    def backward(self, losses_K: Tensor) -> None:
+        self._engine.backward(losses_K.squeeze(0))
+
+    def step(self, *rates: float) -> None:
+        self._engine.step(*rates)
+
+    def keep(self, places: Sequence[int]) -> None:
+        assert list(places) == [0], "without its only member there is no pass"
+
+    def total(self, value: Tensor) -> Tensor:
+        return self._engine.total(value)
+
+    def agree(self, flag: bool) -> bool:
+        return self._engine.agree(flag)
+
+    def close(self) -> None:
+        self._engine.close()

@@ -58,6 +58,11 @@ def newest(place: Storage, most: int | None = None) -> Checkpoint | None:
     return None
 
 
+def whole(place: Storage, most: int) -> list[int]:
+    """The steps, up to this one, of the checkpoints whose sums are right. Raises `StoreFailure`."""
+    return [step for step in _steps(place) if step <= most and flaw(place, step) is None]
+
+
 def read(place: Storage, step: int) -> Checkpoint | None:
     """The checkpoint of a step; None where there is none, or one whose sum is wrong. Raises `StoreFailure`."""
     found = _look(place, step)

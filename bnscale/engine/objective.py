@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from bnscale import loss
+from bnscale.networks.cohort import Stacked
 from bnscale.networks.norm import NormLayer
 from bnscale.trial import DecayOn, Precision, Trial
 
@@ -41,17 +42,35 @@ class Objective(nn.Module):
         return total
 
 
+class Objectives(nn.Module):
+    """A stacked network and the losses of its trials, without their penalties, as one module; precision as above."""
+
+    def __init__(self, network: Stacked, trial: Trial) -> None:
+        """`trial` is any of the cohort's."""
+        super().__init__()
+        self.network = network
+        self.trial = trial
+
+    def forward(self, images_BCHW: Tensor, targets: Tensor) -> Tensor:
+        """Of each trial: float32, (K,)."""
+        precision = self.trial.precision
+        with torch.autocast(images_BCHW.device.type, torch.bfloat16, enabled=precision is Precision.BF16):
+            outputs_NK = self.network(images_BCHW)
+        return loss.of_each(self.trial, outputs_NK, targets)
+
+
 def decays(network: nn.Module, trial: Trial) -> list[dict[str, object]]:
     """The parameters that train, in groups of one weight decay each, as torch's optimisers take them."""
     groups: dict[float, list[nn.Parameter]] = {}
     for module in network.modules():
         for parameter in module.parameters(recurse=False):
             if parameter.requires_grad:
-                groups.setdefault(_decay(module, parameter, trial), []).append(parameter)
+                groups.setdefault(decay_of(module, parameter, trial), []).append(parameter)
     return [{"params": parameters, "weight_decay": decay} for decay, parameters in groups.items()]
 
 
-def _decay(module: nn.Module, parameter: nn.Parameter, trial: Trial) -> float:
+def decay_of(module: nn.Module, parameter: nn.Parameter, trial: Trial) -> float:
+    """The weight decay of one parameter that trains."""
     if isinstance(module, NormLayer) and trial.norm_decay is not None:
         return trial.norm_decay
     if trial.decay_on is DecayOn.WEIGHTS and parameter.dim() == 1:

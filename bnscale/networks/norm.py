@@ -8,7 +8,8 @@ So the number of workers changes the order of summation and nothing else.
 Shapes: N images of this worker, C channels, H, W pixels (none behind the last pooling), P workers behind one statistic.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -16,10 +17,48 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnscale.anatomy import Site
+from bnscale.networks import fused
 from bnscale.networks.statistic import Size, Statistic, Term, exchanged, normalised, own, statistic
 from bnscale.trial import Affine, Norm, Trial, seed_for
 
 EPS = 1e-5  # under every root
+
+
+def rectified(
+    norm: nn.Module, relu: nn.Module, images_NCHW: Tensor, plus: Callable[[], Tensor] | None = None
+) -> Tensor:
+    """relu(norm(images) + plus()), in one operation where the norm can and no hook asks for what lies between.
+
+    The images may be overwritten.
+    """
+    if isinstance(norm, BatchNorm) and norm.fuses(images_NCHW) and not (_hooked(norm) or _hooked(relu)):
+        return norm.rectified(images_NCHW, plus() if plus else None)
+    images_NCHW = norm(images_NCHW)
+    return relu(images_NCHW.add_(plus()) if plus else images_NCHW)
+
+
+def fuse(network: nn.Module) -> None:
+    """From now on, training computes each norm and the relu behind it in one operation, where `fused` has one."""
+    for norm in network.modules():
+        if type(norm) is BatchNorm:
+            norm.fused = True
+
+
+@contextmanager
+def composed(network: nn.Module) -> Iterator[None]:
+    """Inside, each norm is an operation of its own, which can be differentiated more than once."""
+    fused = [norm for norm in network.modules() if isinstance(norm, BatchNorm) and norm.fused]
+    for norm in fused:
+        norm.fused = False
+    try:
+        yield
+    finally:
+        for norm in fused:
+            norm.fused = True
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 class NormLayer(nn.Module):
@@ -96,6 +135,23 @@ class BatchNorm(NormLayer):
         self.register_buffer("running_var", torch.ones(channels))
         self.register_buffer("num_batches_tracked", torch.tensor(0))
         self.peers: dist.ProcessGroup | None = None  # the workers behind one statistic; None: this one alone
+        self.fused = False  # in training the relu behind it is a part of the same operation
+
+    def fuses(self, images_NCHW: Tensor) -> bool:
+        """Whether `rectified` stands for this norm and what follows it: in training, as one statistic of one worker."""
+        return (
+            self.fused
+            and self.training
+            and self.peers is None
+            and images_NCHW.shape[0] == self.norm_batch
+            and fused.fits(images_NCHW)
+        )
+
+    def rectified(self, images_NCHW: Tensor, plus_NCHW: Tensor | None) -> Tensor:
+        """relu(norm(images) + plus), where it `fuses`."""
+        self.num_batches_tracked.add_(1)
+        running = (self.running_mean, self.running_var)
+        return fused.rectified(images_NCHW, plus_NCHW, *self.gamma_beta(images_NCHW), *running, self.momentum, EPS)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         if not self.training:

@@ -5,7 +5,7 @@ second run sees the buffers as the first one did, and leaves them as the first o
 move once. The same operations on the same numbers: the same bits.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import Enum
 
@@ -46,13 +46,24 @@ def recomputing(network: nn.Module, activations: Activations) -> Iterator[None]:
     """Inside, and where asked for, a forward pass keeps only what goes into each part. Its backward pass may come
     later."""
     changed = parts(network) if activations is Activations.RECOMPUTED else []
-    for part in changed:
-        part.forward = _twice(part, part.forward)
+    with replaced({part: _twice(part, part.forward) for part in changed}):
+        yield
+
+
+@contextmanager
+def replaced(forwards: Mapping[nn.Module, Callable[..., Tensor]]) -> Iterator[None]:
+    """Inside, these modules compute something else."""
+    before = {module: module.__dict__.get("forward") for module in forwards}
+    for module, forward in forwards.items():
+        module.forward = forward
     try:
         yield
     finally:
-        for part in changed:
-            del part.forward  # the class's own again
+        for module, own in before.items():
+            if own is None:
+                del module.forward  # the class's own again
+            else:
+                module.forward = own
 
 
 def _twice(part: nn.Module, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

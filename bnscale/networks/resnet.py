@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnscale.networks.norm import begun, shared, summed
+from bnscale.networks.norm import begun, rectified, shared, summed
 
 
 class Block(nn.Module):
@@ -32,9 +32,8 @@ class Block(nn.Module):
     def forward(self, x_NCHW: Tensor) -> Tensor:
         if isinstance(self.shortcut, nn.Sequential) and shared(self.norm1, self.norm2, self.shortcut[1]):
             return self._on_a_gang(x_NCHW, *self.shortcut)
-        y_NCHW = self.relu1(self.norm1(self.conv1(x_NCHW)))
-        y_NCHW = self.norm2(self.conv2(y_NCHW))
-        return self.relu2(y_NCHW.add_(self.shortcut(x_NCHW)))
+        y_NCHW = rectified(self.norm1, self.relu1, self.conv1(x_NCHW))
+        return rectified(self.norm2, self.relu2, self.conv2(y_NCHW), lambda: self.shortcut(x_NCHW))
 
     def _on_a_gang(self, x_NCHW: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor:
         """The same, while and so that less is waited for: the shortcut's convolution is computed while the first norm's
@@ -70,5 +69,5 @@ class ResNet(nn.Module):
         self.output = nn.Linear(inputs, classes)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
-        x_NCHW = self.blocks(self.relu(self.norm(self.conv(images_NCHW))))
+        x_NCHW = self.blocks(rectified(self.norm, self.relu, self.conv(images_NCHW)))
         return self.output(self.head_norm(F.avg_pool2d(x_NCHW, x_NCHW.shape[-1]).flatten(1)))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnscale.anatomy import VGG_STAGES
+from bnscale.networks.norm import rectified
 
 
 class Layer(nn.Module):
@@ -22,7 +23,7 @@ class Layer(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.relu(self.norm(self.conv(x_NCHW)))
+        return rectified(self.norm, self.relu, self.conv(x_NCHW))
 
 
 class Halve(nn.Module):

@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from bnscale import loss
 from bnscale.data import Resident
-from bnscale.networks.norm import NormLayer
+from bnscale.networks.norm import NormLayer, composed
 from bnscale.networks.workers import alone, gathered
 from bnscale.trial import Precision, Trial
 
@@ -156,7 +156,7 @@ class Snapshot:
     ) -> tuple[float, dict[str, Tensor]]:
         """The loss on a batch with some parameters `changed`, infinite where it left the float32 numbers, and its
         gradient there, as in `gradients_on`."""
-        value, wanted = self.differentiable(batch, names, changed)
+        value, wanted = self._function(batch, names, changed)
         gradient = dict(zip(wanted, torch.autograd.grad(value, list(wanted.values())), strict=True))
         number = float(value.detach())
         return number if math.isfinite(number) else math.inf, gradient
@@ -165,7 +165,13 @@ class Snapshot:
         self, batch: tuple[Tensor, Tensor], names: Iterable[str], changed: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss on a batch in training mode with some parameters `changed`, as a function of these parameters, which
-        are the leaves of its graph; penalties and weight decay left out."""
+        are the leaves of its graph; penalties and weight decay left out. It has derivatives of derivatives."""
+        with composed(self.network):
+            return self._function(batch, names, changed)
+
+    def _function(
+        self, batch: tuple[Tensor, Tensor], names: Iterable[str], changed: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         images_NCHW, targets = batch
         parameters = self.parameters | changed
         wanted = {name: parameters[name].detach().requires_grad_() for name in names}

@@ -9,7 +9,7 @@ extrapolated from two shallow ones, exactly in operations and bytes.
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
@@ -22,6 +22,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from bnscale.anatomy import placed
+from bnscale.data import blank
 from bnscale.engine import Gang
 from bnscale.engine.local import LocalEngine
 from bnscale.engine.machine import release_memory
@@ -122,7 +123,7 @@ def _counted(trial: Trial | None) -> Work:
     with FakeTensorMode():
         network = build(trial)
         objective = Objective(network, trial)
-        images_NCHW, targets = _batch(trial, torch.zeros)
+        images_NCHW, targets = blank(trial, torch.device("cpu"))
         kept: dict[int, Tensor] = {}  # alive until the end, so that no storage's number is used twice
 
         def keep(tensor: Tensor) -> Tensor:
@@ -145,14 +146,6 @@ def _counted(trial: Trial | None) -> Work:
             buffers=sum(b.numel() for b in network.buffers()),
             norms=len(trial.norms),
         )
-
-
-def _batch(trial: Trial, images: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
-    """Images and targets of the right shapes and no meaning."""
-    facts = trial.facts
-    shape = (trial.batch, facts.channels, facts.side, facts.side)
-    targets = torch.zeros(trial.batch, facts.classes) if facts.regression else torch.zeros(trial.batch).long()
-    return images(*shape), targets
 
 
 class Pace:
@@ -230,8 +223,8 @@ def _time(trial: Trial, device: torch.device, threads: int, members: int) -> flo
     torch.set_num_threads(threads)
     try:
         engine = LocalEngine(build(trial), trial, Gang(device=device), None)
-        images_NCHW, targets = (part.to(device) for part in _batch(trial, torch.randn))
-        images_NCHW = images_NCHW.to(memory_format=torch.channels_last)
+        images_NCHW, targets = blank(trial, device)
+        images_NCHW.normal_()
         seconds = []
         for _ in range(4):
             start = time.perf_counter()

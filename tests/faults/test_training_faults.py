@@ -14,12 +14,12 @@ from torch import Tensor
 from bnscale import data, query
 from bnscale.choices import _FACTS as FACTS
 from bnscale.data import Resident
-from bnscale.engine import Gang
+from bnscale.engine import Alone, Gang
 from bnscale.engine.local import LocalEngine
 from bnscale.networks import build
 from bnscale.storage import storage
 from bnscale.store import Store
-from bnscale.train import _Nowhere, initialised
+from bnscale.train import Course, _Nowhere, initialised
 from bnscale.train import train as loop
 from bnscale.trial import (
     Affine,
@@ -45,7 +45,7 @@ def updated(trial: Trial, folder: Path) -> dict[str, Tensor]:
     """Every parameter and running statistic after the trial's updates, on images of `folder`."""
     images = Resident(trial, folder, CPU)
     engine = LocalEngine(initialised(trial, images), trial, Gang(), storage(folder / trial.id))
-    for _ in loop(trial, engine, images, _Nowhere(), {}, 1e9, lambda: False):
+    for _ in loop([Course(trial, _Nowhere(), {})], Alone(engine), images, 1e9, lambda: False):
         pass
     return {name: value.clone() for name, value in engine.module.state_dict().items()}
 

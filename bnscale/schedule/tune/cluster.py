@@ -33,9 +33,10 @@ _TOKEN = secrets.token_hex(32)  # of the clusters that this process starts
 
 
 @contextlib.contextmanager
-def connect(address: str | None) -> Iterator[Cluster]:
+def connect(address: str | None, *, declared: Node | None = None) -> Iterator[Cluster]:
     """The Ray cluster at `address`, or RAY_ADDRESS, or that `ray start` left on this machine; else one of our own,
-    for as long as the context lasts. `local` always starts one.
+    for as long as the context lasts. `local` always starts one. `declared` is what our own says it has, whatever this
+    machine has: to see how a larger one is scheduled.
 
     A cluster of our own asks every client for a token that only this process and its children know.
     Raises Refusal where the address does not answer or answers with another version.
@@ -49,7 +50,7 @@ def connect(address: str | None) -> Iterator[Cluster]:
         _join(found)
         home = None
     else:
-        home = _start()
+        home = _start(declared)
     try:
         gcs = ray.get_runtime_context().gcs_address
         yield Cluster(gcs, home is not None, _most(gcs) if found else None, _nodes())
@@ -120,7 +121,7 @@ def _join(address: str) -> None:
         ) from None
 
 
-def _start() -> Path:
+def _start(declared: Node | None) -> Path:
     """A cluster of this machine alone; returns the folder with all its files."""
     sweep()
     # With a token at hand Ray turns authentication on by itself and writes none into ~/.ray.
@@ -133,14 +134,17 @@ def _start() -> Path:
         with warnings.catch_warnings(action="ignore", category=ResourceWarning):
             gc.collect()  # what a start that failed has left is no news
         try:
-            return _start_once()
+            return _start_once(declared)
         except Exception as error:  # Ray raises no class of its own here, and waits half a minute, not to be changed
             if not left or "timed out during startup" not in str(error):
                 raise
     raise AssertionError("the last try returns or raises")
 
 
-def _start_once() -> Path:
+def _start_once(declared: Node | None) -> Path:
+    has: dict[str, Any] = {}
+    if declared:
+        has = {"num_cpus": declared.cpus, "num_gpus": declared.gpus, "_memory": declared.memory}
     # Ray keeps sockets there, and the name of a socket may have 107 letters.
     folder = tempfile.gettempdir() if len(tempfile.gettempdir()) < 25 else "/tmp"
     home = own_folder(folder)
@@ -152,6 +156,7 @@ def _start_once() -> Path:
             log_to_driver=False,
             logging_level=logging.CRITICAL,
             _temp_dir=str(home),
+            **has,
         )
     except BaseException:
         ray.shutdown()

@@ -1,0 +1,206 @@
+"""Batch normalization, an addition and relu as one operation on the CPU: relu(norm(x) + plus), forward and backward.
+
+torch's own operations read or write the images six to eight times forward and as often backward; fused.c does three or
+four, and five or six. What it keeps for the backward pass is x and, behind an addition, one bit a value. It is compiled
+on this machine, for its processor, once; where there is no C compiler `kernels` is None, and networks compute with
+torch's operations. Numbers agree with those to rounding, and with themselves to the last bit, whatever the number of
+threads.
+
+Legend: N images, C channels, H, W pixels, G groups of images with a statistic of their own.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+LANES = 16  # channels that are computed at once: their number is a multiple of it
+CHUNK = 4096  # values behind one partial sum, as in fused.c
+_SOURCE = Path(__file__).with_suffix(".c")
+_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fPIC", "-fopenmp")
+_TYPES = (torch.float32, torch.bfloat16)
+
+
+def fits(images_NCHW: Tensor) -> bool:
+    """Whether these images can be normalised here: on a CPU, channels last, in float32 or bfloat16, and differentiated
+    no more than once."""
+    return (
+        images_NCHW.device.type == "cpu"
+        and images_NCHW.dtype in _TYPES
+        and images_NCHW.shape[1] % LANES == 0
+        and images_NCHW.is_contiguous(memory_format=_layout(images_NCHW))
+        and kernels() is not None
+    )
+
+
+def rectified(
+    images_NCHW: Tensor,
+    plus_NCHW: Tensor | None,
+    gamma_GC: Tensor,
+    beta_GC: Tensor,
+    running_mean_GC: Tensor,
+    running_var_GC: Tensor,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    """relu(gamma * (x - mean) / sqrt(variance + eps) + beta + plus), each of G consecutive groups of images by its own
+    statistics, towards which the running ones move; the running variance moves by the unbiased one.
+
+    Of images that `fits`. Can be differentiated once.
+    """
+    if plus_NCHW is not None:
+        plus_NCHW = plus_NCHW.to(images_NCHW.dtype).contiguous(memory_format=_layout(images_NCHW))
+    given = (gamma_GC, beta_GC, running_mean_GC, running_var_GC)
+    return _Rectified.apply(images_NCHW, plus_NCHW, *given, momentum, eps)
+
+
+class _Rectified(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        images_NCHW: Tensor,
+        plus_NCHW: Tensor | None,
+        gamma_GC: Tensor,
+        beta_GC: Tensor,
+        running_mean_GC: Tensor,
+        running_var_GC: Tensor,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        library = kernels()
+        assert library is not None, "asked for images that fit"
+        channels = images_NCHW.shape[1]
+        groups = gamma_GC.numel() // channels
+        count = images_NCHW.numel() // channels // groups
+        wide = torch.empty(3, groups, channels)  # mean, 1 / deviation, scale
+        y_NCHW = torch.empty_like(images_NCHW)
+        signs = None if plus_NCHW is None else torch.empty(images_NCHW.numel() // LANES, dtype=torch.int16)
+        room = _room(groups, count, channels)
+        library.bnscale_forward(
+            groups, count, channels, images_NCHW.data_ptr(), _at(plus_NCHW), gamma_GC.data_ptr(), beta_GC.data_ptr(),
+            running_mean_GC.data_ptr(), running_var_GC.data_ptr(), momentum, eps, *(part.data_ptr() for part in wide),
+            y_NCHW.data_ptr(), _at(signs), room.data_ptr(), _half(images_NCHW), torch.get_num_threads(),
+        )  # fmt: skip
+        ctx.save_for_backward(images_NCHW, wide, beta_GC, *([] if signs is None else [signs]))
+        ctx.sizes, ctx.shape = (groups, count, channels), gamma_GC.shape
+        return y_NCHW
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_NCHW: Tensor) -> tuple[Tensor | None, ...]:
+        library = kernels()
+        assert library is not None
+        images_NCHW, wide, beta_GC, *rest = ctx.saved_tensors
+        signs = rest[0] if rest else None
+        groups, count, channels = ctx.sizes
+        gradient_NCHW = gradient_NCHW.to(images_NCHW.dtype).contiguous(memory_format=_layout(images_NCHW))
+        of_gamma_GC, of_beta_GC = torch.empty(2, *ctx.shape)
+        wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        dx_NCHW = torch.empty_like(images_NCHW) if wanted else None
+        dplus_NCHW = torch.empty_like(images_NCHW) if wanted and signs is not None else None
+        room = _room(groups, count, channels)
+        library.bnscale_backward(
+            groups, count, channels, gradient_NCHW.data_ptr(), images_NCHW.data_ptr(), _at(signs),
+            *(part.data_ptr() for part in wide), beta_GC.data_ptr(), of_gamma_GC.data_ptr(), of_beta_GC.data_ptr(),
+            _at(dx_NCHW), _at(dplus_NCHW), room.data_ptr(), _half(images_NCHW), torch.get_num_threads(),
+        )  # fmt: skip
+        return dx_NCHW, dplus_NCHW, of_gamma_GC, of_beta_GC, None, None, None, None
+
+
+def _layout(images_NCHW: Tensor) -> torch.memory_format:
+    return torch.channels_last if images_NCHW.dim() == 4 else torch.contiguous_format
+
+
+def _at(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _half(images_NCHW: Tensor) -> int:
+    return int(images_NCHW.dtype is torch.bfloat16)
+
+
+def _room(groups: int, count: int, channels: int) -> Tensor:
+    """For two sums of each chunk and channel."""
+    rows = max(1, CHUNK // channels)
+    return torch.empty(2 * groups * -(-count // rows) * channels)
+
+
+# --- the library --------------------------------------------------------------------------------------
+
+
+@lru_cache
+def kernels() -> Any:
+    """The compiled fused.c, or None where this machine cannot have it.
+
+    It is kept under the cache folder, by what it was made from, so that whoever comes later finds it.
+    """
+    found = compiler()
+    if found is None:
+        return None
+    made_from = hashlib.sha256(_SOURCE.read_bytes() + repr((_FLAGS, found, _processor())).encode()).hexdigest()
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bnscale"
+    for folder in (home, Path(tempfile.gettempdir()) / f"bnscale-{os.getuid()}"):
+        library = folder / f"fused-{made_from[:16]}.so"
+        try:
+            if not library.exists():
+                _compile(found, library)
+            return _declared(ctypes.CDLL(str(library)))
+        except (OSError, subprocess.SubprocessError):
+            continue  # a folder that cannot be written, or that holds nothing to be run; or the compiler fails
+    return None
+
+
+def compiler() -> str | None:
+    """Path of the C compiler: $CC, or cc. None outside of Linux: elsewhere torch has another OpenMP than compilers."""
+    if platform.system() != "Linux":
+        return None
+    return shutil.which(os.environ.get("CC") or "cc")
+
+
+def _compile(command: str, library: Path) -> None:
+    """Whole or not at all: workers may come at once.
+
+    Linked without OpenMP's own library, so that it takes what torch has loaded: two would fight for the cores.
+    """
+    library.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        part, whole = Path(folder) / "fused.o", Path(folder) / library.name
+        quiet: dict[str, Any] = {"check": True, "capture_output": True, "timeout": 120}
+        wide = ["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []
+        subprocess.run([command, *_FLAGS, *wide, "-c", str(_SOURCE), "-o", str(part)], **quiet)
+        subprocess.run([command, "-shared", str(part), "-o", str(whole)], **quiet)
+        whole.replace(library)
+
+
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    """With the types of its arguments. Raises OSError where it lacks something."""
+    size, real, place, small = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p, ctypes.c_int
+    arguments = {
+        "bnscale_forward": [*[size] * 3, *[place] * 6, real, real, *[place] * 6, small, small],
+        "bnscale_backward": [*[size] * 3, *[place] * 12, small, small],
+    }
+    for name, types in arguments.items():
+        try:
+            function = getattr(library, name)
+        except AttributeError as error:
+            raise OSError(str(error)) from None
+        function.argtypes, function.restype = types, None
+    return library
+
+
+def _processor() -> str:
+    """What the compiled code may ask of the processor: a home may be shared by machines of several kinds."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    told = [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
+    return "\n".join([platform.machine(), *dict.fromkeys(told)])

@@ -1,0 +1,178 @@
+"""However a step is computed, by compiled blocks or as one recording, it is the same step."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from examples import digits
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from bnscale.data import Resident
+from bnscale.engine import Gang, compiled
+from bnscale.engine.local import LocalEngine, Way, ways
+from bnscale.engine.recorded import Recorded, again
+from bnscale.networks import build
+from bnscale.networks.recompute import Activations
+from bnscale.storage import storage
+from bnscale.trial import Network, Norm, Precision, Trainable, Trial
+
+NOWHERE = Path("/nonexistent")
+CPU = torch.device("cpu")
+
+# torch's compiler looks at what it is given in a way that torch warns of.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor")
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounterWithBackend]:
+    """Compiles by a backend that counts its graphs and computes them as they are: no C++ is generated."""
+    counter = CompileCounterWithBackend("aot_eager")
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda code, **how: real(code, backend=counter, **how))
+    compiled._code.cache_clear()
+    torch._dynamo.reset()
+    yield counter
+    compiled._code.cache_clear()
+    torch._dynamo.reset()
+
+
+def engine_of(
+    trial: Trial, way: Way, activations: Activations = Activations.KEPT, folder: Path | None = None
+) -> LocalEngine:
+    kept = None if folder is None else storage(folder)
+    return LocalEngine(build(trial), trial, Gang(), kept, activations, way)
+
+
+def trained(trial: Trial, engine: LocalEngine, steps: range) -> list[Tensor]:
+    """Losses, then everything that training changes."""
+    data, losses = Resident(trial, NOWHERE, CPU), []
+    for step in steps:
+        loss = engine(*data.batch(step))
+        engine.backward(loss)
+        engine.step(trial.rate(step))
+        losses.append(loss.detach())
+    return [torch.stack(losses), *(each.clone() for each in engine.module.state_dict().values())]
+
+
+def assert_same(one: list[Tensor], other: list[Tensor], close: float = 1e-5) -> None:
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a, b, rtol=close, atol=close)
+
+
+def test_a_deep_network_compiles_as_few_graphs_as_a_shallow_one(graphs: CompileCounterWithBackend) -> None:
+    found = []
+    for depth in (14, 32, 50):
+        trial = digits(depth=depth, batch=4, norm_batch=4)
+        engine = engine_of(trial, Way.COMPILED)
+        engine.backward(engine(*Resident(trial, NOWHERE, CPU).batch(0)))
+        found.append(graphs.frame_count)
+    # The kinds of block: one in the first stage, and in each other one that halves and one that does not.
+    assert found[0] <= 6
+    assert found == found[:1] * 3
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "gamma and beta alone": {},
+    "all of it": {"trainable": Trainable.ALL},
+    "penalties and decay": {"gamma_l1": 1e-3, "beta_l2": 1e-2, "weight_decay": 1e-2},
+    "bfloat16": {"precision": Precision.BF16},
+    "a VGG": {"network": Network.VGG, "depth": 11, "trainable": Trainable.ALL},
+    "layer norm": {"norm": Norm.LAYER},
+    "without momentum": {"momentum": 0.0},
+}
+
+
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("way", [Way.COMPILED, Way.RECORDED])
+def test_compiled_blocks_and_a_recorded_step_train_the_same_network(
+    way: Way, changes: dict[str, Any], graphs: CompileCounterWithBackend
+) -> None:
+    trial = digits(**({"depth": 8, "batch": 16, "norm_batch": 16, "lr": 0.05} | changes))
+    plain, other = engine_of(trial, Way.PLAIN), engine_of(trial, way)
+    close = 3e-2 if trial.precision is Precision.BF16 else 1e-5
+    assert_same(trained(trial, plain, range(3)), trained(trial, other, range(3)), close)
+    assert plain.momentum().keys() == other.momentum().keys()
+    assert_same(list(plain.momentum().values()), list(other.momentum().values()), close)
+    assert graphs.frame_count > 0
+
+
+def test_a_block_compiled_to_machine_code_computes_what_it_computed() -> None:
+    trial = digits(depth=8, batch=4, norm_batch=4)
+    torch._dynamo.reset()
+    try:
+        plain, other = engine_of(trial, Way.PLAIN), engine_of(trial, Way.COMPILED)
+        # One kind of block: each takes a C++ compiler seconds.
+        for network in (plain.module, other.module):
+            network.blocks = nn.Sequential(network.blocks[0])  # type: ignore[union-attr,index,operator]
+            network.output = nn.Linear(16, 10)
+            nn.init.ones_(network.output.weight)
+            nn.init.zeros_(network.output.bias)
+            network.head_norm = nn.Identity()
+        assert_same(trained(trial, plain, range(2)), trained(trial, other, range(2)))
+    finally:
+        torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("way", [Way.PLAIN, Way.RECORDED])
+def test_activations_computed_again_are_those_of_the_same_way(way: Way, graphs: CompileCounterWithBackend) -> None:
+    trial = digits(depth=8, batch=16, norm_batch=16, trainable=Trainable.ALL)
+    kept, again_ = engine_of(trial, way), engine_of(trial, way, Activations.RECOMPUTED)
+    assert_same(trained(trial, kept, range(2)), trained(trial, again_, range(2)), 1e-6)
+
+
+def test_a_recorded_training_goes_on_from_its_checkpoint(graphs: CompileCounterWithBackend, tmp_path: Path) -> None:
+    trial = digits(depth=8, batch=16, norm_batch=16)
+    whole = engine_of(trial, Way.RECORDED, folder=tmp_path / "a")
+    first = engine_of(trial, Way.RECORDED, folder=tmp_path / "b")
+    trained(trial, first, range(2))
+    first.save(2, {})
+    later = engine_of(trial, Way.RECORDED, folder=tmp_path / "b")
+    assert later.restore()[0] == 2
+    end = trained(trial, whole, range(4))
+    goes_on = trained(trial, later, range(2, 4))
+    assert torch.equal(end[0][2:], goes_on[0])
+    assert all(torch.equal(a, b) for a, b in zip(end[1:], goes_on[1:], strict=True))
+
+
+def test_recording_moves_nothing(graphs: CompileCounterWithBackend) -> None:
+    trial = digits(depth=8)
+    before = build(trial).state_dict()
+    engine = engine_of(trial, Way.RECORDED)
+    assert all(torch.equal(before[name], value) for name, value in engine.module.state_dict().items())
+    assert engine.momentum() == {}
+
+
+def test_a_replay_reads_its_own_batch_and_hands_out_losses_that_stay() -> None:
+    total = torch.zeros(())
+
+    def update(images: Tensor, targets: Tensor) -> Tensor:
+        total.add_(images.sum())
+        return (images.sum() + targets.sum()) * 1
+
+    recorded = Recorded(update, torch.ones(2), torch.ones(2), [total], again)
+    assert total == 0
+    losses = [recorded(torch.full((2,), value), torch.zeros(2)) for value in (1.0, 2.0)]
+    assert [float(loss) for loss in losses] == [2, 4]
+    assert total == 6
+
+
+def test_where_nothing_can_be_compiled_a_gpu_computes_operation_by_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*given: Any, **how: Any) -> Any:
+        raise RuntimeError("no compiler")
+
+    compiled._code.cache_clear()
+    monkeypatch.setattr(torch, "compile", fails)
+    monkeypatch.setattr("bnscale.engine.local.ways", lambda trial, device: ways(trial, torch.device("cuda")))
+    trial = digits(depth=8)
+    engine = LocalEngine(build(trial), trial, Gang(), None)
+    assert engine.way is Way.PLAIN
+    assert_same(trained(trial, engine, range(2)), trained(trial, engine_of(trial, Way.PLAIN), range(2)), 0)
+    compiled._code.cache_clear()
+
+
+def test_noise_that_is_drawn_anew_each_step_is_never_recorded() -> None:
+    assert Way.RECORDED in ways(digits(), torch.device("cuda"))
+    assert Way.RECORDED not in ways(digits(norm=Norm.NOISY, trainable=Trainable.ALL), torch.device("cuda"))

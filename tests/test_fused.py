@@ -1,0 +1,234 @@
+"""Batch norm, addition and relu in one operation are what they are one after the other."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from examples import digits
+from torch import Tensor, nn
+
+from bnscale.data import Resident
+from bnscale.engine import Gang
+from bnscale.engine.local import LocalEngine
+from bnscale.networks import build, fused
+from bnscale.networks.norm import BatchNorm, composed, fuse
+from bnscale.trial import Network, Trainable
+
+NOWHERE = Path("/nonexistent")
+EPS, MOMENTUM = 1e-5, 0.1
+
+pytestmark = pytest.mark.skipif(fused.compiler() is None, reason="this machine has no C compiler")
+
+
+class Case:
+    """Images, what is added, gradients; of G groups with a statistic of their own."""
+
+    def __init__(self, groups: int, share: int, channels: int, side: int, *, adds: bool) -> None:
+        draws = torch.Generator().manual_seed(channels * side)
+        shape = (groups * share, channels, side, side)
+
+        def drawn(*of: int) -> Tensor:
+            return torch.randn(of, generator=draws)
+
+        def images() -> Tensor:
+            return drawn(*shape).contiguous(memory_format=torch.channels_last)
+
+        self.groups = groups
+        self.x, self.gradient = 3 * images() + 5, images()
+        self.plus = images() if adds else None
+        self.gamma, self.beta = drawn(groups, channels), drawn(groups, channels)
+        self.mean, self.var = drawn(groups, channels), drawn(groups, channels).square()
+
+    def to(self, dtype: torch.dtype) -> "Case":
+        """Images rounded to a type; everything of a channel stays as it is."""
+        self.x, self.gradient = self.x.to(dtype), self.gradient.to(dtype)
+        self.plus = None if self.plus is None else self.plus.to(dtype)
+        return self
+
+    def leaves(self, dtype: torch.dtype | None = None) -> list[Tensor]:
+        wanted = [self.x, self.gamma, self.beta, *([] if self.plus is None else [self.plus])]
+        return [each.detach().to(dtype or each.dtype).requires_grad_() for each in wanted]
+
+    def fused(self) -> list[Tensor]:
+        """Output, running statistics, gradients."""
+        x, gamma, beta, *plus = leaves = self.leaves()
+        running = [self.mean.clone(), self.var.clone()]
+        y = fused.rectified(x, plus[0] if plus else None, gamma, beta, *running, MOMENTUM, EPS)
+        return [y.detach(), *running, *torch.autograd.grad(y, leaves, self.gradient)]
+
+    def exact(self) -> list[Tensor]:
+        """The same by torch's operations in double precision, group by group."""
+        x, gamma, beta, *plus = leaves = self.leaves(torch.float64)
+        running = [self.mean.double(), self.var.double()]
+        parts = [
+            F.batch_norm(part, *(each[group] for each in running), gamma[group], beta[group], True, MOMENTUM, EPS)
+            for group, part in enumerate(x.chunk(self.groups))
+        ]
+        y = torch.cat(parts)
+        y = F.relu(y + plus[0] if plus else y)
+        return [y.detach(), *running, *torch.autograd.grad(y, leaves, self.gradient.double())]
+
+
+CASES = [(1, 8, 16, 32, True), (1, 6, 32, 16, False), (1, 5, 48, 7, True), (3, 4, 64, 8, False), (2, 3, 16, 5, True)]
+
+
+@pytest.mark.parametrize(("groups", "share", "channels", "side", "adds"), CASES)
+def test_outputs_statistics_and_gradients_are_those_of_the_operations_one_by_one(
+    groups: int, share: int, channels: int, side: int, adds: bool
+) -> None:
+    case = Case(groups, share, channels, side, adds=adds)
+    for mine, right in zip(case.fused(), case.exact(), strict=True):
+        torch.testing.assert_close(mine.double(), right, rtol=2e-6, atol=4e-6 * float(right.abs().max()))
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_bfloat16_images_are_rounded_once_and_their_sums_are_float32(adds: bool) -> None:
+    case = Case(1, 8, 32, 16, adds=adds).to(torch.bfloat16)
+    mine, right = case.fused(), case.exact()
+    half = 2.0**-8  # of a value's last place in bfloat16
+    for name, a, b in zip(("y", "mean", "var", "x", "gamma", "beta", "plus"), mine, right, strict=False):
+        images = name in ("y", "x", "plus")
+        assert a.dtype is (torch.bfloat16 if images else torch.float32)
+        close = half if images else 1e-5
+        torch.testing.assert_close(a.double(), b, rtol=close, atol=(1e-3 if images else 1e-5) * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_bit_depends_on_the_number_of_threads(dtype: torch.dtype) -> None:
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(Case(2, 5, 32, 15, adds=True).to(dtype).fused())
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_a_value_that_is_no_number_stays_none_in_its_channel_and_group_and_reaches_no_other() -> None:
+    clean, spoilt = (Case(2, 4, 32, 8, adds=True) for _ in range(2))
+    spoilt.x[1, 3, 2, 2] = float("nan")
+    for mine, right in zip(spoilt.fused(), clean.fused(), strict=True):
+        of_images = mine.dim() == 4
+        rest = torch.ones_like(mine, dtype=torch.bool)
+        if of_images:
+            rest[:4, 3] = False
+        else:
+            rest[0, 3] = False
+        assert torch.equal(mine[rest], right[rest])
+    y, mean, var, x, gamma, *_ = spoilt.fused()
+    assert all(each.isnan().any() for each in (y[:4, 3], mean[0, 3], var[0, 3], x[:4, 3], gamma[0, 3]))
+
+
+def test_nothing_is_computed_of_images_that_need_no_gradient() -> None:
+    case = Case(1, 4, 16, 8, adds=False)
+    gamma = case.gamma.requires_grad_()
+    y = fused.rectified(case.x, None, gamma, case.beta, case.mean, case.var, MOMENTUM, EPS)
+    (slope,) = torch.autograd.grad(y, [gamma], case.gradient)
+    right = Case(1, 4, 16, 8, adds=False).exact()[4]
+    torch.testing.assert_close(slope.double(), right, rtol=1e-5, atol=1e-4)
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many norms were fused: one entry each."""
+    calls: list[int] = []
+    real = BatchNorm.rectified
+
+    def rectified(self: BatchNorm, images_NCHW: Tensor, plus_NCHW: Tensor | None) -> Tensor:
+        calls.append(1)
+        return real(self, images_NCHW, plus_NCHW)
+
+    monkeypatch.setattr(BatchNorm, "rectified", rectified)
+    return calls
+
+
+NETWORKS = {
+    "gamma and beta alone": {"depth": 14},
+    "the whole network": {"depth": 14, "trainable": Trainable.ALL},
+    "a VGG": {"network": Network.VGG, "depth": 11, "trainable": Trainable.ALL},
+}
+
+
+@pytest.mark.parametrize("changes", NETWORKS.values(), ids=NETWORKS)
+def test_a_network_trains_to_the_same_numbers(changes: dict[str, object], counted: list[int]) -> None:
+    trial = digits(lr=0.1, **changes)
+    ends = []
+    for apart in (False, True):
+        engine = LocalEngine(build(trial), trial, Gang(), None)
+        data, calls, losses = Resident(trial, NOWHERE, torch.device("cpu")), len(counted), []
+        if apart:
+            for norm in engine.module.modules():
+                if isinstance(norm, BatchNorm):
+                    norm.fused = False
+        for step in range(2):  # later, one value of many will have passed 0 in one of the two, as by any other rounding
+            loss = engine(*data.batch(step))
+            engine.backward(loss)
+            engine.step(trial.rate(step))
+            losses.append(loss.detach())
+        assert (len(counted) > calls) is not apart
+        ends.append([torch.stack(losses), *engine.module.state_dict().values()])
+    for a, b in zip(*ends, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_hooks_bfloat16_evaluation_and_other_norm_batches_get_what_they_ask_for(counted: list[int]) -> None:
+    trial = digits(depth=8)
+    images_NCHW = torch.randn(trial.batch, 1, 8, 8).contiguous(memory_format=torch.channels_last)
+    network = build(trial).to(memory_format=torch.channels_last)
+    fuse(network)
+    sites = sum(isinstance(each, nn.ReLU) for each in network.modules())
+
+    def norms_fused() -> int:
+        counted.clear()
+        network(images_NCHW)
+        return len(counted)
+
+    assert norms_fused() == sites
+    with composed(network):
+        assert norms_fused() == 0
+    assert norms_fused() == sites
+    with torch.autocast("cpu", torch.bfloat16):
+        assert norms_fused() == sites
+    seen: list[Tensor] = []
+    hook = network.get_submodule("blocks.1.norm2").register_forward_hook(lambda *passed: seen.append(passed[2]))
+    assert norms_fused() == sites - 1
+    assert len(seen) == 1
+    hook.remove()
+    network.eval()
+    assert norms_fused() == 0
+    network.train()
+    for norm in network.modules():
+        if isinstance(norm, BatchNorm):
+            norm.norm_batch = trial.batch // 2
+    assert norms_fused() == 0
+
+
+def test_without_a_compiler_networks_train_all_the_same(counted: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "/nonexistent/cc")
+    fused.kernels.cache_clear()
+    try:
+        trial = digits(depth=8)
+        engine = LocalEngine(build(trial), trial, Gang(), None)
+        loss = engine(*Resident(trial, NOWHERE, torch.device("cpu")).batch(0))
+        engine.backward(loss)
+        assert fused.kernels() is None
+        assert not counted
+    finally:
+        fused.kernels.cache_clear()
+
+
+def test_the_library_is_kept_for_whoever_comes_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    fused.kernels.cache_clear()
+    try:
+        assert fused.kernels() is not None
+        (library,) = (tmp_path / "bnscale").iterdir()
+        written = library.stat().st_mtime_ns
+        fused.kernels.cache_clear()
+        assert fused.kernels() is not None
+        assert library.stat().st_mtime_ns == written
+    finally:
+        fused.kernels.cache_clear()
