@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bnscale.anatomy import placed
 from bnscale.data import blank
 from bnscale.engine import Gang
+from bnscale.engine.cohort import CohortEngine
 from bnscale.engine.local import LocalEngine
 from bnscale.engine.machine import release_memory
 from bnscale.engine.objective import Objective
@@ -35,6 +36,8 @@ from bnscale.trial import Network, NormInit, OutputBias, Placement, Refusal, Tra
 FLOAT = 4  # bytes
 MAPS = 4  # of the largest, that live at once beside what is kept
 SEVERAL = 4  # members of the cohort whose step is timed
+STEPS = 4  # that are timed at least
+ENOUGH = 0.1  # seconds of steps that are timed, where ten times as many do not take longer
 
 
 @dataclass(frozen=True)
@@ -148,28 +151,36 @@ def _counted(trial: Trial | None) -> Work:
         )
 
 
+@dataclass(frozen=True)
+class Timed:
+    """A step."""
+
+    seconds: float
+    busy: float  # of the processor, which other programs may keep us waiting for; of a GPU the same
+
+
 class Pace:
     """Seconds of a training step on this machine, by timing small networks of each shape once."""
 
     def __init__(self, device: torch.device, threads: int) -> None:
         self.device = device
         self.threads = threads
-        self._timed: dict[tuple[Trial, int], float] = {}
+        self._timed: dict[tuple[Trial, int], Timed] = {}
 
     def step(self, trial: Trial, members: int = 1) -> float:
         """Seconds of one update of the whole batch by one worker, of so many trials like this one at once.
 
         Each member beside the first takes what it took on average in a step of `SEVERAL`.
         """
-        alone = self._step(trial, 1)
+        alone = self._step(trial, 1).seconds
         if members == 1:
             return alone
-        return alone + (members - 1) * max(0.0, self._step(trial, SEVERAL) - alone) / (SEVERAL - 1)
+        return alone + (members - 1) * max(0.0, self._step(trial, SEVERAL).seconds - alone) / (SEVERAL - 1)
 
     def relief(self, trial: Trial) -> float:
         """What a member's part of a step of several takes, over a step of the trial alone: less than 1 where training
         them in one pass saves time."""
-        return self._step(trial, SEVERAL) / (SEVERAL * self._step(trial, 1))
+        return self._step(trial, SEVERAL).busy / (SEVERAL * self._step(trial, 1).busy)
 
     def crowding(self, trial: Trial, sharers: int) -> float | None:
         """Seconds of a step where so many trials like this one share the GPU, over those of one that is alone there:
@@ -180,11 +191,11 @@ class Pace:
         twice = _shape(trial, batch=2 * trial.batch, norm_batch=2 * trial.norm_batch)
         if self.device.type != "cuda" or twice is None:
             return None
-        busy = self._step(twice, 1) / (2 * self._step(trial, 1))
+        busy = self._step(twice, 1).seconds / (2 * self._step(trial, 1).seconds)
         return min(max(1.0, sharers * busy), float(sharers))
 
-    def _step(self, trial: Trial, members: int) -> float:
-        """Seconds of a step of so many.
+    def _step(self, trial: Trial, members: int) -> Timed:
+        """A step of so many.
 
         What is timed is a cheap relative of the trial: shallow and narrow, gamma and beta trained where there are any,
         with its data, batch, norm and precision. Width, depth and what trains then count by their operations.
@@ -203,13 +214,19 @@ class Pace:
         narrow = _shape(trial, **relative) or _shape(trial)
         assert narrow is not None, "a trial is a relative of its own"
         shallow, deeper = _ladder(narrow)
-        seconds = self._time(_shape(narrow, depth=shallow), members)
+        below = above = self._time(_shape(narrow, depth=shallow), members)
+        steps = 0.0
         if shallow != deeper:
-            more = max(self._time(_shape(narrow, depth=deeper), members) - seconds, 0.0)
-            seconds += more * (narrow.depth - shallow) / (deeper - shallow)
-        return seconds * work(trial).flops / work(narrow).flops
+            above = self._time(_shape(narrow, depth=deeper), members)
+            steps = (narrow.depth - shallow) / (deeper - shallow)
+        share = work(trial).flops / work(narrow).flops
 
-    def _time(self, trial: Trial | None, members: int) -> float:
+        def extrapolated(one: float, two: float) -> float:
+            return share * (one + steps * max(two - one, 0.0))
+
+        return Timed(extrapolated(below.seconds, above.seconds), extrapolated(below.busy, above.busy))
+
+    def _time(self, trial: Trial | None, members: int) -> Timed:
         assert trial is not None, "the ladder has trials that exist"
         if (trial, members) not in self._timed:
             self._timed[trial, members] = _time(trial, self.device, self.threads, members)
@@ -217,23 +234,31 @@ class Pace:
         return self._timed[trial, members]
 
 
-def _time(trial: Trial, device: torch.device, threads: int, members: int) -> float:
-    """The fastest of three steps after one that warms up; random images serve."""
+def _time(trial: Trial, device: torch.device, threads: int, members: int) -> Timed:
+    """The fastest of some steps after one that warms up, of more where they are short; random images serve."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        engine = LocalEngine(build(trial), trial, Gang(device=device), None)
+        alone, gang = members == 1, Gang(device=device)
+        engine = (
+            LocalEngine(build(trial), trial, gang, None)
+            if alone
+            else CohortEngine(build(trial), [trial] * members, gang, [None] * members)
+        )
         images_NCHW, targets = blank(trial, device)
         images_NCHW.normal_()
-        seconds = []
-        for _ in range(4):
-            start = time.perf_counter()
+        clock = time.perf_counter if device.type == "cuda" else time.process_time
+        seconds: list[float] = []
+        busy: list[float] = []
+        while len(seconds) < STEPS or (sum(seconds) < ENOUGH and len(seconds) < 10 * STEPS):
+            start, began = time.perf_counter(), clock()
             loss = engine(images_NCHW, targets)
             engine.backward(loss)
-            engine.step(trial.lr)
-            loss.item()  # waits for a GPU
+            engine.step(*[trial.lr] * members)
+            loss.sum().item()  # waits for a GPU
             seconds.append(time.perf_counter() - start)
-        return min(seconds[1:])
+            busy.append(clock() - began)
+        return Timed(min(seconds[1:]), min(busy[1:]))
     finally:
         torch.set_num_threads(before)
 

@@ -61,7 +61,7 @@ class Passes:
             readings=lambda trial: tuple(readings(looking(asked.study.probes, trial)).items()),
             reached={each.trial: each.step for each in begun},
             worth=lambda trial: pace.relief(trial) <= WORTH,
-            most=how.cohort or 1,
+            most=how.cohort,
         )
         sharers, crowded = {}, {}
         single = [trial for trial in trials if (trial.id,) in {unit.trials for unit in units}]
