@@ -18,14 +18,17 @@ from examples import digits
 from ray import cloudpickle
 from test_tune import DIES, DIVERGES, RAISES, Listener, Progress, Toy, foresee, job, told
 
+import bnscale
 from bnscale import train
 from bnscale.engine import Gang
 from bnscale.engine.machine import keep_to_share
 from bnscale.lease import Driver, holder
-from bnscale.probes import STEP, curve
+from bnscale.probes import STEP, curve, gamma
+from bnscale.probes.snapshot import Snapshot
 from bnscale.schedule.budget import Forecast
 from bnscale.schedule.cohorts import MOST, Unit, alone, units_of
 from bnscale.schedule.failure import Ending, Kind, Memory
+from bnscale.schedule.loop import Training
 from bnscale.schedule.needs import GIB, Cluster, Need, Node, needs_of
 from bnscale.schedule.tune import run
 from bnscale.schedule.turns import Turn, take
@@ -39,6 +42,7 @@ for module in (test_tune, sys.modules[__name__]):
 pytestmark = pytest.mark.timeout(400)  # a worker takes seconds to start, and many on a busy machine
 
 TOO_MANY, TAKEN, CROWD, NARROW = 301, 302, 303, 304  # seeds that mean something to the toy
+BREAKS = 0.4  # a rate that means something to a probe
 
 
 class Together(Toy):
@@ -84,6 +88,26 @@ class Together(Toy):
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
+class Killed(Training):
+    """The real loop; its process is killed in a step of its first life, between two checkpoints."""
+
+    def run(
+        self, jobs: Sequence[train.Job], gang: Gang, threads: int, stop: Callable[[], bool]
+    ) -> Iterator[list[train.Progress]]:
+        first = Store(jobs[0].store).manifest(jobs[0].trial.id) is None
+        for at in super().run(jobs, gang, threads, stop):
+            if first and at[0].step == 7:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield at
+
+
+def fragile(at: Snapshot) -> Iterator[Any]:
+    """A probe with a fault that shows in one trial."""
+    if at.trial.lr == BREAKS and at.step == 8:
+        raise ZeroDivisionError("the probe broke")
+    return iter(())
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     ray.init(
@@ -112,9 +136,8 @@ def go(
             rivals=None,
             watch=watch,
             mend="the same again",
-            loop=Together(),
             units=parts,
-            **more,
+            **({"loop": Together()} | more),
         )
     return endings, watch.said
 
@@ -403,3 +426,30 @@ def test_as_many_trials_run_at_once_as_the_gpus_have_parts_and_one_too_large_get
     (line,) = [line for line in said if large.trial.id in line and not line.startswith("finished")]
     assert "out of memory in 1/2 of a GPU" in line
     assert "goes on with one to itself" in line
+
+
+def test_a_study_in_passes_has_the_tables_of_one_trained_alone_also_after_a_kill_and_an_error(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    def jobs(store: Path) -> list[train.Job]:
+        probes = {curve: 2 * STEP, gamma: 5 * STEP, fragile: STEP}
+        trials = [digits(lr=lr) for lr in (0.1, 0.2, 0.3, BREAKS)]
+        return [train.Job(trial, probes, str(store), str(store), "abc", 0, 1e-9) for trial in trials]
+
+    whole, united = jobs(tmp_path / "alone"), jobs(tmp_path / "united")
+    for each in whole[:3]:  # in this process, one after the other
+        for _ in train.run([each], Gang(), 1, lambda: False):
+            pass
+    endings, said = go(united, cluster, united, loop=Killed())
+    assert [endings[name].outcome for name in ids(*united)] == [Outcome.FINISHED] * 3 + [Outcome.FAILED]
+    assert sum("a worker died" in line for line in said) == 1
+    assert sum("go on each alone" in line and "the probe broke" in line for line in said) == 1
+    store = Store.existing(tmp_path / "united")
+    manifests = [store.manifest(name) for name in ids(*united)]
+    assert [each.attempts for each in manifests[:3] if each] == [3, 3, 3]  # as one, again as one, and alone
+    for table in ("curve", "gamma"):
+        ask = f"select * from {table} where trial in (select trial from trials where outcome = 'finished') order by all"
+        found, expected = (bnscale.open(tmp_path / name).sql(ask).rows for name in ("united", "alone"))
+        assert len(found) == len(expected) > 0
+        for here, there in zip(found, expected, strict=True):
+            assert here == pytest.approx(there, rel=1e-5, abs=1e-5)
