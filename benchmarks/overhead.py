@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 from rich.console import Console
 from step import CPU, machine, recipes
@@ -57,11 +58,26 @@ class Clock(Watch):
 
     def __init__(self, jobs: list[Job]) -> None:
         super().__init__({job.trial.id: SMALL.seconds for job in jobs}, Console(file=io.StringIO()))
+        self.gangs = 1  # at work at once
         self.ends: list[float] = []
+        self.warm = self.last = (0.0, 0.0)  # processor seconds by then, of this process and of all others
 
     def ended(self, trial: str, outcome: Outcome | None) -> None:
         self.ends.append(time.perf_counter())
+        if len(self.ends) == self.gangs:
+            self.warm = busy()
+        if len(self.ends) == len(self.seconds):
+            self.last = busy()
         super().ended(trial, outcome)
+
+
+def busy() -> tuple[float, float]:
+    """Processor seconds of this process, and of all that it has started: Ray's own, and the workers."""
+    others = 0.0
+    for each in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            others += sum(each.cpu_times()[:2])
+    return time.process_time(), others
 
 
 def in_process(trials: list[Trial], folder: Path) -> float:
@@ -91,6 +107,8 @@ class Found:
     each: float  # seconds a trial from then on
     first: float  # the same over the first quarter of them
     last: float  # and over the last
+    driver: float  # of the processor a trial, in the driver
+    others: float  # and in all other processes: Ray's own, and the workers, which train
 
 
 def scheduled(trials: list[Trial], folder: Path) -> Found:
@@ -99,7 +117,7 @@ def scheduled(trials: list[Trial], folder: Path) -> Found:
     start = time.perf_counter()
     driver = Driver(Store(store).storage, "benchmark")
     with tune.connect("local") as cluster, driver, Clock(jobs) as watch:
-        gangs = cluster.slots(1, SMALL.memory)
+        gangs = watch.gangs = cluster.slots(1, SMALL.memory)
         outcomes = tune.run(
             jobs, {of.id: SMALL for of in trials}, cluster,
             workers=1, threads=1, rivals=None, watch=watch, mend="run it again", driver=driver,
@@ -113,6 +131,8 @@ def scheduled(trials: list[Trial], folder: Path) -> Found:
         each=(ends[-1] - ends[0]) / (len(ends) - 1),
         first=(ends[quarter] - ends[0]) / quarter,
         last=(ends[-1] - ends[-1 - quarter]) / quarter,
+        driver=(watch.last[0] - watch.warm[0]) / (len(ends) - 1),
+        others=(watch.last[1] - watch.warm[1]) / (len(ends) - 1),
     )
 
 
@@ -173,6 +193,10 @@ def main() -> None:
         f"through Ray Tune   {found.each:.3f} s a trial, {found.gangs} at once; {found.warm:.1f} s until they were warm"
     )
     print(f"                   {found.first:.3f} s over the first quarter of them, {found.last:.3f} over the last")
+    print(
+        f"of the processor   {found.driver:.3f} s a trial in the driver, {found.others:.3f} in Ray and the workers: "
+        "what counts where others work"
+    )
     print(f"overhead           {found.each - plain / found.gangs:.3f} s a trial")
     each = ", ".join(f"{layer} {1000 * part:.2f} ms" for layer, part in spent.items())
     total, cpu = sum(spent.values()), sum(busy.values())

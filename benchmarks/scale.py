@@ -271,7 +271,10 @@ def main() -> None:
         act = spans if given.of == "spans" else simulated
         print(json.dumps(act(given.lasting, given.gpus, given.scale)))
         return
+    from step import machine  # brings torch, which no worker must have
+
     gpus = ["--gpus", str(given.gpus)]
+    print(machine())
     print(f"{given.gpus} logical GPUs, as many processes; trials of one step that take no time")
     print("trials  driver, ms of the processor a trial  ms a trial  driver, MiB")
     for count in given.trials:

@@ -143,15 +143,15 @@ def write(trials: list[Trial], place: Path) -> Iterator[tuple[float, int]]:
 # --- asking ---------------------------------------------------------------------------------------
 
 
-def ask(place: Path, count: int) -> dict[str, float]:
-    """Seconds of each part of a report's questions, in this process."""
-    spent: dict[str, float] = {}
+def ask(place: Path, count: int) -> dict[str, tuple[float, float]]:
+    """Seconds of each part of a report's questions, in this process: on the wall, and of the processor."""
+    spent: dict[str, tuple[float, float]] = {}
     study = planned(count)
 
     def timed(name: str, act: Callable[[], object]) -> None:
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         act()
-        spent[name] = time.perf_counter() - start
+        spent[name] = time.perf_counter() - start, time.process_time() - busy
 
     sessions: list[query.Session] = []
     timed("session", lambda: sessions.append(query.open(place, TABLES)))
@@ -163,13 +163,13 @@ def ask(place: Path, count: int) -> dict[str, float]:
     return spent
 
 
-def asked(place: Path, count: int) -> dict[str, float]:
+def asked(place: Path, count: int) -> dict[str, tuple[float, float]]:
     """The same in fresh processes: the median of each part."""
     runs = []
     for _ in range(ASKINGS):
         words = [sys.executable, __file__, "--trials", str(count), "--ask", str(place)]
         runs.append(json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout))
-    return {name: median(run[name] for run in runs) for name in runs[0]}
+    return {name: (median(run[name][0] for run in runs), median(run[name][1] for run in runs)) for name in runs[0]}
 
 
 def main() -> None:
@@ -194,9 +194,10 @@ def main() -> None:
                 f"          {seconds / len(trials):.3f} s of the processor a trial, {rows / seconds:,.0f} rows a second"
             )
         spent = asked(place, given.trials)
-        print(f"asking    {sum(spent.values()):.2f} s, in a fresh process; medians of {ASKINGS}")
+        wall, busy = (sum(part[clock] for part in spent.values()) for clock in (0, 1))
+        print(f"asking    {wall:.2f} s, {busy:.2f} s of the processor, in a fresh process; medians of {ASKINGS}")
         for name, part in spent.items():
-            print(f"          {part:.3f}  {name}")
+            print(f"          {part[0]:.3f}  {part[1]:.3f}  {name}")
 
 
 if __name__ == "__main__":

@@ -307,7 +307,7 @@ class Session:
     def _take(self, table: str, trial: str, key: str, part: Part, found: Path | str) -> None:
         """A file where this machine reads it, or why it cannot."""
         if isinstance(found, Path):
-            # Only the folder of all of them may be a link: one in it that leads out of it must not be followed.
+            # The folder of all of them may be a link; what may be read is below the place that it leads to.
             path = self._root + str(found)[len(self._reach) :]
             self._files.setdefault(table, []).append((trial, _literal(path)))
         else:

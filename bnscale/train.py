@@ -314,7 +314,7 @@ def _pass(
     machine = facts_of(gang.device) | {
         "workers": gang.workers,
         "threads": threads,
-        "backend": "local" if gang.workers == 1 else f"deepspeed zero {jobs[0].zero}",
+        "backend": engine.backend,
         "recomputed": _way(jobs) is Activations.RECOMPUTED or None,
         "cohort": len(jobs) if len(jobs) > 1 else None,
     }

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +275,12 @@ def saved(job: Job) -> dict[str, Tensor]:
     return found.tensors
 
 
+def assert_same_rows(one: Path, other: Path) -> None:
+    for table in (probe.__name__ for probe in PROBES):
+        asked = f"select * from {table} order by all"
+        assert bnscale.open(one).sql(asked).rows == bnscale.open(other).sql(asked).rows, table
+
+
 @pytest.fixture(scope="module")
 def apart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of trials that were trained one by one."""
@@ -340,11 +347,21 @@ def test_a_stopped_cohort_goes_on_to_the_same_bits(together: Path, tmp_path: Pat
     assert [each.outcome for each in trained(jobs(tmp_path))] == [Outcome.FINISHED] * len(LOOP)
     for one, other in zip(jobs(together), jobs(tmp_path), strict=True):
         assert_close(saved(one), saved(other), 0.0)
-    for table in (probe.__name__ for probe in PROBES):
-        one, other = (
-            bnscale.open(store).sql(f"select * from {table} order by all").rows for store in (together, tmp_path)
-        )
-        assert one == other
+    assert_same_rows(together, tmp_path)
+
+
+def test_a_cohort_killed_without_a_word_goes_on_to_the_same_bits_and_reads_no_row_twice(
+    together: Path, tmp_path: Path
+) -> None:
+    often = [replace(job, save_every=0.0) for job in jobs(tmp_path)]
+    training = run(often, Gang(), 1, lambda: False)
+    for _ in range(8):
+        next(training)  # and never again
+    last = trained(jobs(tmp_path))
+    assert [each.outcome for each in last] == [Outcome.FINISHED] * len(LOOP)
+    for one, other in zip(jobs(together), jobs(tmp_path), strict=True):
+        assert_close(saved(one), saved(other), 0.0)
+    assert_same_rows(together, tmp_path)
 
 
 def test_members_go_on_alone_and_trials_that_began_alone_go_on_in_passes_of_those_that_stand_together(
@@ -366,16 +383,12 @@ def test_members_go_on_alone_and_trials_that_began_alone_go_on_in_passes_of_thos
 def test_trials_that_share_an_earlier_checkpoint_go_back_to_it_and_read_no_row_twice(
     together: Path, tmp_path: Path
 ) -> None:
-    often = [Job(*each) for each in ((j.trial, j.probes, j.store, j.data, None, 0, 0.0) for j in jobs(tmp_path))]
+    often = [replace(job, save_every=0.0) for job in jobs(tmp_path)]
     trained(often, until=6)
     trained(often[:1], until=1)  # one has a checkpoint more than the others, and still the one of step 6
     assert [each.step for each in next(run(often, Gang(), 1, lambda: False))] == [6] * len(often)
     trained(jobs(tmp_path))
-    for table in (probe.__name__ for probe in PROBES):
-        one, other = (
-            bnscale.open(store).sql(f"select * from {table} order by all").rows for store in (together, tmp_path)
-        )
-        assert one == other
+    assert_same_rows(together, tmp_path)
 
 
 def test_a_member_that_diverges_leaves_and_the_others_have_the_numbers_that_they_have_without_it(
@@ -406,3 +419,11 @@ def test_a_checkpoint_of_other_frozen_weights_is_taken_up_by_nobody(tmp_path: Pa
     assert [member.restore() for member in again.members] == [(1, {"loss": 0.5})] * 2
     drawn = [digits(steps=2, seed=1), digits(steps=2, seed=1, lr=0.2)]
     assert [m.restore() for m in CohortEngine(build(drawn[0]), drawn, Gang(), places).members] == [(0, {})] * 2
+
+
+def test_tensors_fetched_in_one_copy_are_themselves() -> None:
+    last = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    tensors = {"counted": torch.tensor(7), "row": torch.randn(3, 4)[1], "last": last, "steps": torch.arange(3)}
+    assert_close(checkpoint.fetch(tensors), tensors, 0.0)
+    assert_close(checkpoint.at_hand(tensors), tensors, 0.0)
+    assert checkpoint.at_hand(tensors)["last"].is_contiguous()

@@ -12,8 +12,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from bnscale.data import Resident
 from bnscale.engine import Gang, compiled
-from bnscale.engine.local import LocalEngine, Way, ways
+from bnscale.engine.cohort import CohortEngine
+from bnscale.engine.local import LocalEngine
 from bnscale.engine.recorded import Recorded, again
+from bnscale.engine.way import Way, ways
 from bnscale.networks import build
 from bnscale.networks.recompute import Activations
 from bnscale.storage import storage
@@ -154,9 +156,39 @@ def test_a_replay_reads_its_own_batch_and_hands_out_losses_that_stay() -> None:
 
     recorded = Recorded(update, torch.ones(2), torch.ones(2), [total], again)
     assert total == 0
-    losses = [recorded(torch.full((2,), value), torch.zeros(2)) for value in (1.0, 2.0)]
+    losses = []
+    for value in (1.0, 2.0):
+        recorded(torch.full((2,), value), torch.zeros(2))
+        losses.append(recorded.losses.clone())
     assert [float(loss) for loss in losses] == [2, 4]
     assert total == 6
+
+
+@pytest.mark.parametrize("way", [Way.PLAIN, Way.FUSED, Way.COMPILED, Way.RECORDED])
+@pytest.mark.parametrize("activations", Activations)
+def test_a_cohort_is_the_same_cohort_however_its_steps_are_computed(
+    way: Way, activations: Activations, graphs: CompileCounterWithBackend
+) -> None:
+    trials = [digits(depth=8, batch=16, norm_batch=16, lr=lr, gamma_l1=l1) for lr, l1 in ((0.1, 0.0), (0.02, 1e-3))]
+    cohort = CohortEngine(build(trials[0]), trials, Gang(), [None, None], activations, way)
+    data = Resident(trials[0], NOWHERE, CPU)
+    losses = []
+    for step in range(3):
+        losses_K = cohort(*data.batch(step))
+        cohort.backward(losses_K)
+        cohort.step(*(trial.rate(step) for trial in trials))
+        losses.append(losses_K.detach())
+    for place, trial in enumerate(trials):
+        alone = trained(trial, engine_of(trial, Way.PLAIN), range(3))
+        member = cohort.members[place]
+        assert_same(alone, [torch.stack(losses)[:, place], *member.module.state_dict().values()])
+        assert member.momentum().keys() == {name for name, p in member.module.named_parameters() if p.requires_grad}
+    cohort.keep([1])
+    losses_K = cohort(*data.batch(3))
+    cohort.backward(losses_K)
+    cohort.step(trials[1].rate(3))
+    right = trained(trials[1], engine_of(trials[1], Way.PLAIN), range(4))
+    assert_same(right[1:], list(cohort.members[0].module.state_dict().values()))
 
 
 def test_where_nothing_can_be_compiled_a_gpu_computes_operation_by_operation(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from bnscale.data import Resident
 from bnscale.engine import Gang, checkpoint
 from bnscale.engine.local import LocalEngine
 from bnscale.engine.objective import Objective, decays
+from bnscale.engine.way import Way
 from bnscale.networks.norm import BatchNorm
 from bnscale.probes import (
     Snapshot,
@@ -492,7 +493,7 @@ LOOKING = [
 def test_the_workers_of_a_gang_read_what_one_worker_reads_and_train_on_as_if_they_had_not(two, norm_batch):
     of = trial(norm_batch=norm_batch, depth=8)
     network = networks.build(of)
-    engine = LocalEngine(network, of, Gang(), None)
+    engine = LocalEngine(network, of, Gang(), None, way=Way.PLAIN)  # the gang has no compiler, either
     at = Snapshot(of, 0, engine, Resident(of, Path("/nonexistent"), torch.device("cpu")))
     expected = [repr(row) for probe in LOOKING for row in probe(at)]
     state = by_one(of, 2)["state"]

@@ -65,6 +65,11 @@ class Pass(Protocol):
     gang: Gang
 
     @property
+    def backend(self) -> str:
+        """What computes the steps, for whoever asks where a number comes from."""
+        ...
+
+    @property
     def members(self) -> Sequence[Member]: ...
 
     def __call__(self, images: Tensor, labels: Tensor, /) -> Tensor:
@@ -100,6 +105,11 @@ class Engine(Member, Protocol):
     Every method is collective: all workers of the gang call it in the same order.
     """
 
+    @property
+    def backend(self) -> str:
+        """As a pass's."""
+        ...
+
     def __call__(self, images_NCHW: Tensor, labels_N: Tensor) -> Tensor:
         """Mean loss of this worker's share of the batch: a float32 scalar on the device."""
         ...
@@ -126,6 +136,7 @@ class Alone:
         self._engine = engine
         self.gang = engine.gang
         self.members = [engine]
+        self.backend = engine.backend
 
     def __call__(self, images_NCHW: Tensor, labels_N: Tensor) -> Tensor:
         return self._engine(images_NCHW, labels_N).reshape(1)

@@ -8,6 +8,7 @@ import hashlib
 import json
 from typing import Any, NamedTuple
 
+import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -24,7 +25,7 @@ class Checkpoint(NamedTuple):
 
 def write(place: Storage, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], kept: int = 2) -> None:
     """Only the `kept` newest stay. Raises `StoreFailure`, as for a full disk; what was there before stays whole."""
-    content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+    content = save(at_hand(tensors))
     about = {"step": step, "sha256": hashlib.sha256(content).hexdigest(), "facts": facts}
     place.write(f"step-{step}.safetensors", content)
     place.write(f"step-{step}.json", json.dumps(about | {"sum": _sum(about)}, indent=1).encode())
@@ -34,6 +35,23 @@ def write(place: Storage, step: int, tensors: dict[str, Tensor], facts: dict[str
         place.delete(f"step-{each}.json")
     if old:
         place.sweep("", lambda key: _step(key) in old)
+
+
+def at_hand(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors on the CPU."""
+    away = {name: t.detach() for name, t in tensors.items() if t.device.type != "cpu"}
+    fetched = fetch(away)
+    return {name: fetched[name] if name in away else t.detach().contiguous() for name, t in tensors.items()}
+
+
+def fetch(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of a type in one copy: deep networks have thousands of a few numbers each, and copies wait for a device."""
+    here: dict[str, Tensor] = {}
+    for kind in {t.dtype for t in tensors.values()}:
+        same = {name: t for name, t in tensors.items() if t.dtype is kind}
+        pieces = torch.cat([t.flatten() for t in same.values()]).cpu().split([t.numel() for t in same.values()])
+        here |= {name: piece.view(t.shape) for (name, t), piece in zip(same.items(), pieces, strict=True)}
+    return here
 
 
 def newest(place: Storage, most: int | None = None) -> Checkpoint | None:

@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bnscale.data import blank
 from bnscale.engine import Gang
 from bnscale.engine.objective import Objectives, decay_of
 from bnscale.engine.state import Kept, frozen_sum
+from bnscale.engine.way import Steps, Way, computing, keep_bits, ways
 from bnscale.networks import trained
 from bnscale.networks.cohort import Stacked, members
-from bnscale.networks.norm import NormLayer
-from bnscale.networks.recompute import Activations, recomputing
+from bnscale.networks.norm import NormLayer, fuse
+from bnscale.networks.recompute import Activations
 from bnscale.storage import Storage
 from bnscale.trial import Trial
 
@@ -33,8 +35,12 @@ class CohortEngine:
         gang: Gang,
         checkpoints: Sequence[Storage | None],
         activations: Activations = Activations.KEPT,
+        way: Way | None = None,
     ) -> None:
-        """`module` is the network of any of the trials as it was built; its weights become those of all."""
+        """`module` is the network of any of the trials as it was built; its weights become those of all.
+
+        `way`: this one alone, and not the fastest that works.
+        """
         assert gang.workers == 1, "a gang trains one trial at a time"
         self.gang = gang
         self._activations = activations
@@ -43,12 +49,11 @@ class CohortEngine:
         body = module.to(gang.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._stacked = Stacked(body, networks, trials[0])
         self._momentum_A = torch.zeros_like(self._stacked.values_A)
-        self._begin([Member(*each, gang) for each in zip(trials, networks, kept, strict=True)])
-        if gang.device.type == "cuda":  # same trials, same machine: same bits
-            torch.backends.cudnn.deterministic = True
-            torch.backends.cudnn.benchmark = False
+        keep_bits(gang.device)
+        self._ways = [way] if way else ways(trials[0], gang.device)
+        self._set([Member(*each, gang) for each in zip(trials, networks, kept, strict=True)])
 
-    def _begin(self, members: list["Member"]) -> None:
+    def _set(self, members: list["Member"]) -> None:
         """Set everything to these members, whose networks are stacked."""
         self.members = members
         stacked, trials = self._stacked, [member.trial for member in members]
@@ -75,6 +80,8 @@ class CohortEngine:
                     decay[path].fill_(decay_of(module, parameter, trial) if parameter.requires_grad else 0)
         self._still_A = None if bool(trains_A.all()) else trains_A == 0
         self._penalised = any(trial.gamma_l1 or trial.gamma_l2 or trial.beta_l1 or trial.beta_l2 for trial in trials)
+        self._steps = Steps(self, self._ways, blank(trials[0], self.gang.device))
+        self._ways = [self._steps.way]  # also for fewer members
 
     def _spread(self, values: Sequence[float], to_A: Tensor) -> None:
         """Give each trial's value to all its gammas and betas. Nobody waits for a GPU."""
@@ -83,33 +90,50 @@ class CohortEngine:
             told_K = told_K.pin_memory().to(to_A.device, non_blocking=True)
         to_A[self._places_KP] = told_K[:, None]
 
-    def __call__(self, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
-        """Losses on the batch, penalties with them: float32, (K,)."""
-        with recomputing(self._stacked.body, self._activations):
-            losses_K = self._objectives(images_BCHW, labels_B)
-        return losses_K + self._penalties() if self._penalised else losses_K
+    @property
+    def backend(self) -> str:
+        return f"local, {self.way.value}"
 
-    @torch.no_grad()
-    def _penalties(self) -> Tensor:
-        """Of each trial, (K,). Their gradient is `step`'s."""
-        values_A = self._stacked.values_A
-        penalties_A = self._l1_A * values_A.abs() + self._l2_A * values_A.square()
-        return penalties_A[self._places_KP].sum(1)
+    def __call__(self, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
+        """Losses on the batch, penalties with them: float32, (K,). Of a recorded step they are there after `step`."""
+        return self._steps.losses(images_BCHW, labels_B)
 
     def backward(self, losses_K: Tensor) -> None:
-        losses_K.sum().backward()
+        self._steps.descend(losses_K)
 
-    @torch.no_grad()
     def step(self, *rates: float) -> None:
         """One update, each member's with its own learning rate."""
         if rates != self._rates:
             self._spread(rates, self._rate_A)
             self._rates = rates
-        self._update()
+        self._steps.move()
         for member in self.members:
             member.moved = True
 
-    def _update(self) -> None:
+    # --- the parts of a step ---------------------------------------------------------------------
+
+    def begin(self, way: Way) -> None:
+        self.way = way
+        if way is Way.FUSED:
+            fuse(self._stacked.body)
+
+    def losses(self, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
+        with computing(self._stacked.body, self.way, self._activations):
+            losses_K = self._objectives(images_BCHW, labels_B)
+        return losses_K + self._penalties() if self._penalised else losses_K
+
+    @torch.no_grad()
+    def _penalties(self) -> Tensor:
+        """Of each trial, (K,). Their gradient is `move`'s."""
+        values_A = self._stacked.values_A
+        penalties_A = self._l1_A * values_A.abs() + self._l2_A * values_A.square()
+        return penalties_A[self._places_KP].sum(1)
+
+    def descend(self, losses_K: Tensor) -> None:
+        losses_K.sum().backward()
+
+    @torch.no_grad()
+    def move(self) -> None:
         """In torch's order, so that a trial alone rounds alike."""
         values_A, slope_A = self._stacked.values_A, self._stacked.gradients_A
         if self._penalised:
@@ -119,15 +143,22 @@ class CohortEngine:
             slope_A.masked_fill_(self._still_A, 0)
         self._momentum_A.mul_(self._keep_A).add_(slope_A)
         values_A.addcmul_(self._rate_A, self._momentum_A, value=-1)
-        slope_A.zero_()
+        self.forget()
+
+    def forget(self) -> None:
+        self._stacked.gradients_A.zero_()
+
+    def changing(self) -> list[Tensor]:
+        return [self._stacked.values_A, self._momentum_A, self._stacked.steps_KL, *self._stacked.body.buffers()]
 
     def keep(self, places: Sequence[int]) -> None:
         """Go on with these members only. The others stay as they are."""
+        del self._steps  # and with them a recording, whose memory the next one needs
         left = [self.members[place] for place in places]
         momenta = [dict(member.momenta) for member in left]
         self._stacked = Stacked(self._stacked.body, [member.module for member in left], left[0].trial)
         self._momentum_A = torch.zeros_like(self._stacked.values_A)
-        self._begin(left)
+        self._set(left)
         for member, before in zip(left, momenta, strict=True):
             for name, momentum in before.items():
                 member.momenta[name].copy_(momentum)

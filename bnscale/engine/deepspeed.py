@@ -23,6 +23,7 @@ from bnscale.engine.checkpoint import newest, write
 from bnscale.engine.objective import Objective, decays
 from bnscale.engine.state import frozen_sum, load_state, state
 from bnscale.networks import trained, workers
+from bnscale.networks.norm import fuse
 from bnscale.networks.recompute import Activations, recomputing
 from bnscale.storage import Storage
 from bnscale.trial import Refusal, Trial
@@ -153,10 +154,12 @@ class DeepSpeedEngine:
             raise Refusal(f"zero {zero}: gangs shard nothing (0) or the momentum (1); try 1")
         workers.check(trial, gang.workers)
         self.gang = gang
+        self.backend = f"deepspeed zero {zero}"
         self._frozen = frozen_sum(module, trial) if gang.leads and checkpoints else None
         self.module = module.to(gang.device)
         self.module.train()
         workers.spread(module, trial.batch)
+        fuse(module)  # where a worker has whole statistics: always when it reads, as one worker would
         self._checkpoints = checkpoints
         self._total_steps = trial.total_steps
         self._trial = trial

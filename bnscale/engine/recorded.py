@@ -63,18 +63,15 @@ class Recorded:
         record: Recorder,
     ) -> None:
         self._images_NCHW, self._targets = images_NCHW.clone(), targets.clone()
-        losses: list[Tensor] = []
 
         def work() -> None:
-            losses[:] = [update(self._images_NCHW, self._targets)]
+            self.losses = update(self._images_NCHW, self._targets)
 
         with unmoved(state):
             self._replay = record(work)
-        self._losses = losses
 
-    def __call__(self, images_NCHW: Tensor, targets: Tensor) -> Tensor:
-        """The losses before this update."""
+    def __call__(self, images_NCHW: Tensor, targets: Tensor) -> None:
+        """One update; the losses before it are in `losses` until the next."""
         self._images_NCHW.copy_(images_NCHW)
         self._targets.copy_(targets)
         self._replay()
-        return self._losses[0].detach().clone()  # the next replay writes over its own

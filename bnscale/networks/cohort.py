@@ -84,7 +84,7 @@ class StackedNorm(BatchNorm):
         self.spreads = spreads
 
     def fuses(self, images_NCHW: Tensor) -> bool:
-        return self.training and fused.fits(images_NCHW)
+        return self.fused and fused.fits(images_NCHW)
 
     def rectified(self, images_NCHW: Tensor, plus_NCHW: Tensor | None) -> Tensor:
         if not self.spreads:
@@ -96,9 +96,10 @@ class StackedNorm(BatchNorm):
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         assert self.training, "a trial is evaluated by a network of its own"
-        # On a CPU torch's kernel is the fastest; on a GPU, K calls of it are K times the launches, and what is written
-        # in single operations is compiled into as few as for one trial.
-        return self.in_kernels(images_NCHW) if images_NCHW.device.type == "cpu" else self.in_operations(images_NCHW)
+        # Of operations a compiler makes a few kernels for all trials. On a GPU without one, too, torch's kernel once a
+        # trial would take K times the launches.
+        kernels = images_NCHW.device.type == "cpu" and not torch.compiler.is_compiling()
+        return self.in_kernels(images_NCHW) if kernels else self.in_operations(images_NCHW)
 
     def in_kernels(self, images_NCHW: Tensor) -> Tensor:
         """By torch's kernel, once a trial: the very operations of a trial that is alone."""

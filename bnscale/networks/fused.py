@@ -32,13 +32,11 @@ _TYPES = (torch.float32, torch.bfloat16)
 
 
 def fits(images_NCHW: Tensor) -> bool:
-    """Whether these images can be normalised here: on a CPU, channels last, in float32 or bfloat16, and differentiated
-    no more than once."""
+    """Whether these images can be normalised here: on a CPU, in float32 or bfloat16, and so many channels."""
     return (
         images_NCHW.device.type == "cpu"
         and images_NCHW.dtype in _TYPES
         and images_NCHW.shape[1] % LANES == 0
-        and images_NCHW.is_contiguous(memory_format=_layout(images_NCHW))
         and kernels() is not None
     )
 
@@ -58,8 +56,10 @@ def rectified(
 
     Of images that `fits`. Can be differentiated once.
     """
+    layout = _layout(images_NCHW)
+    images_NCHW = images_NCHW.contiguous(memory_format=layout)
     if plus_NCHW is not None:
-        plus_NCHW = plus_NCHW.to(images_NCHW.dtype).contiguous(memory_format=_layout(images_NCHW))
+        plus_NCHW = plus_NCHW.to(images_NCHW.dtype).contiguous(memory_format=layout)
     given = (gamma_GC, beta_GC, running_mean_GC, running_var_GC)
     return _Rectified.apply(images_NCHW, plus_NCHW, *given, momentum, eps)
 

@@ -40,7 +40,7 @@ def rectified(
 def fuse(network: nn.Module) -> None:
     """From now on, training computes each norm and the relu behind it in one operation, where `fused` has one."""
     for norm in network.modules():
-        if type(norm) is BatchNorm:
+        if isinstance(norm, BatchNorm):
             norm.fused = True
 
 
@@ -135,12 +135,13 @@ class BatchNorm(NormLayer):
         self.register_buffer("running_var", torch.ones(channels))
         self.register_buffer("num_batches_tracked", torch.tensor(0))
         self.peers: dist.ProcessGroup | None = None  # the workers behind one statistic; None: this one alone
-        self.fused = False  # in training the relu behind it is a part of the same operation
+        self.fused = False  # with relu behind it, in training, where it `fuses`
 
     def fuses(self, images_NCHW: Tensor) -> bool:
-        """Whether `rectified` stands for this norm and what follows it: in training, as one statistic of one worker."""
+        """Whether `rectified` stands for the norm of these images and what follows: as one statistic of one worker."""
         return (
             self.fused
+            and type(self) is BatchNorm
             and self.training
             and self.peers is None
             and images_NCHW.shape[0] == self.norm_batch
@@ -148,7 +149,7 @@ class BatchNorm(NormLayer):
         )
 
     def rectified(self, images_NCHW: Tensor, plus_NCHW: Tensor | None) -> Tensor:
-        """relu(norm(images) + plus), where it `fuses`."""
+        """relu(norm(images) + plus)."""
         self.num_batches_tracked.add_(1)
         running = (self.running_mean, self.running_var)
         return fused.rectified(images_NCHW, plus_NCHW, *self.gamma_beta(images_NCHW), *running, self.momentum, EPS)

@@ -9,8 +9,8 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from types import FrameType
@@ -107,7 +107,7 @@ def run(
             while left := telling.left():
                 before = telling.strikes
                 telling.begin(left, needs(left))
-                asking = telling.brief.needs.values()
+                asking = set(telling.brief.needs.values())
                 groups = min(cluster.slots(each.threads, each.memory, each.sharers) // each.workers for each in asking)
                 # Pending trials each ask Ray for a placement; few of them keep the order and cost little.
                 os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(1, groups))
@@ -155,14 +155,13 @@ def _round(units: list[Unit], telling: "_Telling", scheduler: FIFOScheduler, bra
 
     brief, unfit = telling.brief, telling.avoid()
 
-    def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        return _place(brief.needs[config["trial"]], unfit)
-
+    _ASKED[brief.run] = lambda trial: _place(brief.needs[trial], unfit)
     folder = own_folder(tempfile.gettempdir())
     try:
         tune.run(
-            tune.with_resources(tune.with_parameters(Lead, brief=brief), resources),
-            config={"trial": tune.grid_search([unit.name for unit in units])},
+            tune.with_resources(tune.with_parameters(Lead, brief=brief), _Resources(brief.run)),
+            config={"trial": tune.sample_from(_Next([unit.name for unit in units]))},
+            num_samples=len(units),
             name="queue",
             storage_path=str(folder),
             trial_dirname_creator=lambda trial: trial.trial_id,
@@ -175,7 +174,47 @@ def _round(units: list[Unit], telling: "_Telling", scheduler: FIFOScheduler, bra
             verbose=0,
         )
     finally:
+        del _ASKED[brief.run]
         shutil.rmtree(folder, ignore_errors=True)
+
+
+_ASKED: dict[str, Callable[[str], tune.PlacementGroupFactory]] = {}  # what a trial asks for, of each run under way
+
+
+@dataclass(frozen=True)
+class _Resources:
+    """What a trial asks of the cluster. Tune unpickles what it trains, and this with it, twice a trial: so the needs of
+    all trials stay where they are."""
+
+    run: str
+
+    def __call__(self, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        return _ASKED[self.run](config["trial"])
+
+
+class _Next:
+    """The trials in turn. Of a grid Tune copies all values for each of them."""
+
+    def __init__(self, trials: list[str]) -> None:
+        self.trials = iter(list(trials))
+
+    def __call__(self, spec: Any) -> str:
+        return next(self.trials)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Next":
+        return self
+
+
+def _forget(trials: list[Any]) -> None:
+    """Take those that have ended out of Tune's own list: it goes through all of it at every step, and keeps statistics
+    of every metric of each."""
+    ended = [trial for trial in trials if trial.is_finished()]
+    if ended:
+        trials[:] = [trial for trial in trials if not trial.is_finished()]
+    for trial in ended:
+        trial.run_metadata.metric_analysis.clear()
+        trial.run_metadata.metric_n_steps.clear()
+        trial.run_metadata.last_result = {}
 
 
 def _place(need: Need, unfit: list[str]) -> tune.PlacementGroupFactory:
@@ -296,6 +335,7 @@ class _Telling(tune.Callback):
     # --- called by Tune --------------------------------------------------------------------------
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        _forget(trials)
         self.trials = trials
         if time.monotonic() - self._looked > LOOK:
             self._looked = time.monotonic()
