@@ -336,7 +336,7 @@ def test_one_member_s_error_ends_the_pass_and_the_others_go_on_alone_and_finish(
     assert [len(each) for each in begun] == [2, 2, 2]
     assert all(second > 0 for _, second in begun)  # from their checkpoints
     assert [(Path(unit[0].store) / f"{name}.failed").exists() for name in ids(*unit)] == [False, True, False]
-    (line,) = [line for line in united["said"] if "go on each alone" in line]
+    (line,) = [line for line in united["said"] if "goes on each alone" in line]
     assert unit[0].trial.id in line
     assert "ArithmeticError: the toy broke" in line
 
@@ -443,7 +443,7 @@ def test_a_study_in_passes_has_the_tables_of_one_trained_alone_also_after_a_kill
     endings, said = go(united, cluster, united, loop=Killed())
     assert [endings[name].outcome for name in ids(*united)] == [Outcome.FINISHED] * 3 + [Outcome.FAILED]
     assert sum("a worker died" in line for line in said) == 1
-    assert sum("go on each alone" in line and "the probe broke" in line for line in said) == 1
+    assert sum("goes on each alone" in line and "the probe broke" in line for line in said) == 1
     store = Store.existing(tmp_path / "united")
     manifests = [store.manifest(name) for name in ids(*united)]
     assert [each.attempts for each in manifests[:3] if each] == [3, 3, 3]  # as one, again as one, and alone

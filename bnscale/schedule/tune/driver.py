@@ -461,7 +461,7 @@ class _Telling(tune.Callback):
             self.judge.forgive(each)
             self.later.add(each)
             _let_go(self.brief, each, None)
-        what = f"{POLICY[failure.kind].said}; {_named(members)} go on {'in halves' if halved else 'each alone'}"
+        what = f"{POLICY[failure.kind].said}; {_named(members)} goes on {'in halves' if halved else 'each alone'}"
         self.watch.apart(
             {each: part.forecast.seconds for part in parts for each in part.trials},
             {each: 1 / len(part.trials) for part in parts for each in part.trials},
@@ -502,8 +502,9 @@ class _Telling(tune.Callback):
 
 
 def _named(members: list[str]) -> str:
-    """Trials of one pass."""
-    return members[0] if len(members) == 1 else f"{members[0]} and the {len(members) - 1} others of its pass"
+    """What is trained in one pass."""
+    more = f"{len(members) - 1} other{'s' if len(members) > 2 else ''}"
+    return members[0] if len(members) == 1 else f"the pass of {members[0]} and {more}"
 
 
 def _let_go(brief: Brief, trial: str, failure: Failure | None) -> None:
