@@ -22,7 +22,7 @@ help:
 	@echo 'make test    run the tests, two files at a time                         (ARGS="-k store")'
 	@echo 'make test-cluster  bring up a real cluster over hosts of this one machine; needs root on Linux'
 	@echo 'make check   lint, format, types, and which module may import which'
-	@echo 'make bench   speed against a plain PyTorch loop, of each norm and probe; overhead a trial, store, scale'
+	@echo 'make bench   speed against a plain PyTorch loop and the limit; norms, probes, cohorts, gangs, overhead, store, scale'
 	@echo 'make lock    resolve requirements.lock anew from pyproject.toml         (ARGS="--upgrade")'
 	@echo 'make setup   only install                                               (PYTHON=python3.12)'
 	@echo 'make clean   remove .venv and caches; results/ stays'
@@ -49,6 +49,9 @@ bench: setup
 	$(bin)/python benchmarks/norms.py
 	$(bin)/python benchmarks/probes.py
 	$(bin)/python benchmarks/overhead.py
+	$(bin)/python benchmarks/limit.py
+	$(bin)/python benchmarks/cohort.py
+	$(bin)/python benchmarks/gang.py
 	$(bin)/python benchmarks/store.py
 	$(bin)/python benchmarks/scale.py
 

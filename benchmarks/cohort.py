@@ -16,6 +16,7 @@ not fit and are computed again.
 """
 
 import argparse
+import gc
 import os
 import sys
 import time
@@ -44,20 +45,17 @@ from bnscale.train import LOOK_EVERY
 from bnscale.trial import Augmentation, Data, Pixels, Precision, Trial
 
 BATCH = 128
-FULL = 0.85  # of a GPU's memory: activations beyond it are computed again
+HOPELESS = 1.5  # times a GPU's memory
 ROUNDS = 8  # of warm-up, at most
 
 
 class Grid:
     """The training steps of K trials as train.py takes them."""
 
-    def __init__(self, trials: Sequence[Trial], folder: Path, device: str) -> None:
+    def __init__(self, trials: Sequence[Trial], folder: Path, device: str, way: Activations) -> None:
         keep_freed_memory()
         self.trials, self.device = trials, torch.device(device)
         self.data = Resident(trials[0], folder, self.device)
-        way = Activations.KEPT
-        if self.device.type == "cuda" and work(trials[0]).saved * len(trials) > FULL * memory_of(self.device)[0]:
-            way = Activations.RECOMPUTED
         self.way = way
         forget_peak(self.device)
         gang, network = Gang(device=self.device), build(trials[0])
@@ -83,11 +81,17 @@ class Grid:
                 assert torch.stack(self.losses).isfinite().all()
                 self.losses.clear()
         self._wait()
-        return clock() - start, peak_memory(self.device) or 0, "" if self.way is Activations.KEPT else "again"
+        note = "" if self.way is Activations.KEPT else "again"
+        return clock() - start, peak_memory(self.device) or 0, note
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def too_large(trials: Sequence[Trial], device: torch.device) -> bool:
+    """Whether what an uncompiled step keeps is so much beyond a GPU's memory that keeping it need not be tried."""
+    return device.type == "cuda" and work(trials[0]).saved * len(trials) > HOPELESS * memory_of(device)[0]
 
 
 class Plain:
@@ -141,6 +145,9 @@ def _lives(side: Side, call: Callable[[Side], None]) -> bool:
         call(side)
     except (EOFError, OSError):  # its end of the pipe is gone; its own words are on stderr
         print(f"{side.name}: ended before its time", file=sys.stderr, flush=True)
+        if side.apart is not None:
+            side.apart.process.join()  # and with it its memory
+            side.apart = None
         return False
     return True
 
@@ -160,14 +167,23 @@ def compare(
         first = trial(depth, given.batch, precision).model_dump() | changes
         for count in given.members:
             trials = [Trial(**(first | {"lr": 0.01 * 1.2**place})) for place in range(count)]
-            sides[precision, count] = Side(f"{count} of ResNet-{depth} {precision}", Grid, trials, folder, str(device))
+            way = Activations.RECOMPUTED if too_large(trials, device) else Activations.KEPT
+            sides[precision, count] = Side(
+                f"{count} of ResNet-{depth} {precision}", Grid, trials, folder, str(device), way
+            )
     everyone = [plain_one, *sides.values()]
     for group in [everyone] if device.type == "cpu" else [[side] for side in everyone]:
         going = [side for side in group if _lives(side, lambda side: side.start(given.seconds))]
+        for side in set(group) - set(going):
+            if side.make is Grid and side.arguments[-1] is Activations.KEPT:  # for want of memory, most likely
+                side.arguments = (*side.arguments[:-1], Activations.RECOMPUTED)
+                going += [side] if _lives(side, lambda side: side.start(given.seconds)) else []
         for _ in range(given.turns):
             going = [side for side in going if _lives(side, Side.turn)]
         for side in going:
             side.stop()
+        if device.type == "cpu":  # which is rarely as idle at one time as at another
+            whole = whole.or_better(measured(device, torch.get_num_threads(), effort(device, quick=given.quick)))
         for (precision, count), side in sides.items():
             if side not in group:
                 continue
@@ -223,8 +239,9 @@ def main() -> None:
         counts = range(3) if given.device.type == "cpu" else sorted({min(cores, count) for count in (4, 8, 12)})
         workers = plain.best_of(counts, given.depth[0], given.batch, str(given.device))
     whole = measured(given.device, torch.get_num_threads(), effort(given.device, quick=given.quick))
+    gc.collect()  # loops that were tried, and their processes
     if given.device.type == "cuda":
-        torch.cuda.empty_cache()  # the loops need the memory
+        torch.cuda.empty_cache()  # the others need the memory
     with nullcontext(Path()) if given.quick else images(given.data) as folder:
         lines = table.Table(
             "cohort",

@@ -3,18 +3,18 @@
 #
 #     DATA=folder-with-cifar10 benchmarks/gpu.sh [OUT]
 #
-# The rows: the machine's limit; BN-only ResNet-110, one trial and a grid of 16, and ResNet-866, a grid of 16, against the
-# plain loop on the same GPU (timed over some steps; a training of it is so many times as long) and against the limit; and the
-# headline, ResNet-866 on CIFAR-10, its rates as one cohort, for as long as there is time. Each part has a time limit of its
-# own, so that a slow one does not eat the others, and a part that fails leaves the others alone.
+# The rows: the machine's limit; BN-only ResNet-110, one trial and a grid of 16, and ResNet-866, a grid of 16, against
+# the plain loop on the same GPU (timed over some steps; a training of it is so many times as long) and against the
+# limit; and the headline, ResNet-866 on CIFAR-10, its rates as one cohort, for as long as there is time. Each part has
+# a time limit of its own, so that a slow one does not eat the others, and one that fails leaves the others alone.
 #
 # From the environment, all of them optional:
 #   OUT      folder for gpu.txt, JSON and store.tar.gz (default: results/gpu; the argument says the same)
 #   DATA     folder that holds cifar10/; without it the loops see random images and the headline is left out
 #   STORE    where the headline goes on from and keeps rows and checkpoints (default: results/headline)
 #   FROM     a store.tar.gz of an earlier run, unpacked first where STORE does not exist
-#   PYTHON   (default: .venv/bin/python where there is one, or python3); it has torch, torchvision, pyarrow, pydantic, psutil,
-#            safetensors, obstore, scipy and Pillow. Nothing is installed, and nothing fetched.
+#   PYTHON   (default: .venv/bin/python where there is one, or python3); it has torch, torchvision and what bnscale
+#            needs to train, which Ray, DeepSpeed and DuckDB are not. Nothing is installed, and nothing fetched.
 #   SECONDS_IN_ALL (default: 590), DEVICE (default: cuda), and TINY=1 for a rehearsal in seconds: small networks, digits
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
@@ -36,25 +36,23 @@ tell() { echo "$*" | tee -a "$log"; }
 
 # What is missing is said at once, and not after minutes.
 if ! "$python" - "$device" >>"$log" 2>&1 <<'PY'; then
-import importlib, sys
+import sys
 
-missing = []
-for name in ("torch", "torchvision", "pyarrow", "pydantic", "psutil", "safetensors", "obstore", "scipy", "PIL"):
-    try:
-        importlib.import_module(name)
-    except ImportError as error:
-        missing.append(f"{name} ({error})")
-if missing:
-    sys.exit(f"gpu.sh: {sys.executable} lacks {', '.join(missing)}; name another Python with PYTHON=")
-import torch
+sys.path.insert(0, "benchmarks")
+try:
+    import torch
 
-if sys.argv[1] == "cuda" and not torch.cuda.is_available():
-    sys.exit(f"gpu.sh: torch {torch.__version__} sees no GPU; run it where there is one, or with DEVICE=cpu TINY=1")
+    if sys.argv[1] == "cuda" and not torch.cuda.is_available():
+        sys.exit(f"gpu.sh: torch {torch.__version__} sees no GPU; run it where there is one, or with DEVICE=cpu TINY=1")
+    import torchvision, bnscale.train, cohort, headline
+except ImportError as error:
+    sys.exit(f"gpu.sh: {sys.executable} lacks something, {error}; name another Python with PYTHON=")
 PY
     cat "$log" >&2
     exit 2
 fi
-command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader >>"$log"
+command -v nvidia-smi >/dev/null &&
+    nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader >>"$log"
 
 failed=0
 # part NAME SECONDS COMMAND...: at most so long, and no longer than what is left of the whole.
@@ -79,7 +77,8 @@ data=()
 [[ -n ${DATA:-} ]] && data=(--data "$DATA")
 run=("$python")
 if [[ -n ${TINY:-} ]]; then
-    part limit 60 "${run[@]}" benchmarks/limit.py --device "$device" --depth 8 --members 1 2 --batch 8 --quick --out "$out"
+    part limit 60 "${run[@]}" benchmarks/limit.py --device "$device" --depth 8 --members 1 2 --batch 8 --quick \
+        --out "$out"
     part "cohort 8" 60 "${run[@]}" benchmarks/cohort.py --device "$device" --depth 8 --members 1 2 --batch 8 \
         --precision fp32 --turns 1 --seconds 0.1 --loaders 0 --quick --out "$out/8"
     headline=(--depth 8 --epochs 1 --lr 0.1 0.3)
@@ -91,8 +90,8 @@ else
     part "cohort 866" 190 "${run[@]}" benchmarks/cohort.py --device "$device" --depth 866 --members 16 8 \
         --turns 3 --seconds 1 --loaders 8 "${data[@]}" --out "$out/866"
     headline=(--depth 866 --save-every 30)
-    # What is left, less what saving, packing and the start take.
-    minutes=$(awk -v left=$((all - SECONDS - 45)) 'BEGIN { print (left > 0 ? left : 0) / 60 }')
+    # What is left, less what a reading on the way, packing and the start may take.
+    minutes=$(awk -v left=$((all - SECONDS - 90)) 'BEGIN { print (left > 0 ? left : 0) / 60 }')
 fi
 
 if [[ -z ${TINY:-} && -z ${DATA:-} ]]; then
@@ -101,8 +100,9 @@ else
     if [[ ! -e $store && -n ${FROM:-} ]]; then
         mkdir -p "$store" && tar --extract --gzip --file "$FROM" --directory "$store" || failed=1
     fi
-    part headline "$all" "${run[@]}" benchmarks/headline.py --device "$device" "${data[@]}" --store "$store" \
-        --minutes "$minutes" "${headline[@]}" --out "$out"
+    headline=("${run[@]}" benchmarks/headline.py "${headline[@]}" "${data[@]}" --store "$store" --out "$out")
+    part headline $((all - SECONDS - 25)) "${headline[@]}" --device "$device" --minutes "$minutes"
+    [[ -e $out/headline.json ]] || part "headline so far" 20 "${headline[@]}" --minutes 0
     [[ -d $store ]] && tar --create --gzip --file "$out/store.tar.gz" --directory "$store" . || failed=1
 fi
 tell "--- all: $SECONDS s, $( ((failed)) && echo 'something failed, see above' || echo 'whole')"

@@ -11,6 +11,8 @@ Nothing else may train these trials in the same store meanwhile: there is no lea
 """
 
 import argparse
+import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,14 +21,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import table
 import torch
-from cohort import FULL
+from cohort import too_large
 from step import recipes
 
 from bnscale.data import pixels
 from bnscale.engine import Gang
-from bnscale.engine.machine import memory_of
 from bnscale.probes import END, EPOCH, Cadence, Probe, clamp, curve, gamma, gamma_histogram, sparsity
-from bnscale.schedule.budget import work
 from bnscale.store import Store
 from bnscale.train import Job, Progress, readings, run
 from bnscale.trial import Precision, Trainable, Trial
@@ -56,7 +56,14 @@ def latest(store: Store, of: Trial) -> tuple[float | None, float | None]:
 
 
 def train(
-    asked: Sequence[Trial], store: Store, folder: Path, device: torch.device, minutes: float, save_every: float
+    asked: Sequence[Trial],
+    store: Store,
+    folder: Path,
+    device: torch.device,
+    minutes: float,
+    save_every: float,
+    *,
+    recompute: bool,
 ) -> None:
     """Go on with those that are not done, in one pass where they stand at one step."""
     until = time.monotonic() + 60 * minutes
@@ -66,7 +73,7 @@ def train(
     print(f"ResNet-{asked[0].depth}: {len(left)} of {len(asked)} trials are not done", flush=True)
     if not left:
         return
-    recompute = device.type == "cuda" and work(left[0]).saved * len(left) > FULL * memory_of(device)[0]
+    recompute = recompute or too_large(left, device)
     jobs = [
         Job(of, PROBES, store.url, str(folder), None, 0, save_every, command="headline.py", recompute=recompute)
         for of in left
@@ -107,24 +114,36 @@ def main() -> None:
     table.asked(parser)
     parser.add_argument("--data", type=Path, help="folder with CIFAR-10; without it a rehearsal on digits")
     parser.add_argument("--store", required=True, help="folder or address of a bucket: rows and checkpoints")
-    parser.add_argument("--minutes", type=float, default=20.0, help="then it saves and stops (default: 20)")
+    parser.add_argument(
+        "--minutes", type=float, default=20.0, help="then it saves and stops; 0: only says (default: 20)"
+    )
     parser.add_argument("--depth", type=int, default=866, help="layers (default: 866)")
     parser.add_argument("--lr", type=float, nargs="+", default=list(RATES), help="the cohort (default: the study's)")
     parser.add_argument("--epochs", type=int, default=160, help="of the whole training (default: 160)")
     parser.add_argument("--precision", type=Precision, default=Precision.FP32, help="(default: fp32, as the study)")
     parser.add_argument("--save-every", type=float, default=60.0, help="seconds between checkpoints (default: 60)")
+    parser.add_argument("--recompute", action="store_true", help="compute activations again instead of keeping them")
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
-    device = torch.device("cuda", 0) if given.device.type == "cuda" else given.device
+    device: torch.device = given.device
     print(table.told(device), flush=True)
-    folder = given.data or Path()
+    folder = (given.data or Path()).resolve()
     recipe: dict[str, Any] = recipes.FRANKLE_DIGITS if given.data is None else recipes.FRANKLE_CIFAR
     changes = {"epochs": given.epochs, "precision": given.precision, "pixels": pixels(recipe["data"], folder)}
     asked = trials(recipe, given.depth, given.lr, **changes)
     place = given.store if "://" in given.store else str(Path(given.store).resolve())
     store = Store(place)
-    train(asked, store, folder, device, given.minutes, given.save_every)
+    began = time.monotonic()
+    try:
+        if given.minutes > 0:
+            train(asked, store, folder, device, given.minutes, given.save_every, recompute=given.recompute)
+    except torch.OutOfMemoryError:
+        if given.recompute:
+            raise
+        print("activations do not fit: once more from the start, computing them again", flush=True)
+        minutes = max(given.minutes - (time.monotonic() - began) / 60, 0)
+        os.execv(sys.executable, [sys.executable, *sys.argv, "--recompute", "--minutes", str(minutes)])
     lines = table.Table(
         "headline",
         [

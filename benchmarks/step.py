@@ -1,10 +1,14 @@
-"""Images a second: bnscale against a plain PyTorch loop, and what a real 866-layer trial takes.
+"""Images a second: bnscale against a plain PyTorch loop and against the limit of the machine; and first steps.
 
-    python benchmarks/step.py                             the table of ratios, at depths 20 and 110
+    python benchmarks/step.py                             tables and first steps; some ten minutes on 2 cores
     python benchmarks/step.py --deep --data FOLDER        a few steps of 866 layers on CIFAR-10 at batch 32 and 128
 
 Both loops train gamma and beta alone at batch 128, each with its own data and augmentation and in a process of its
 own. They take turns, so that whatever else the machine does falls on both, and only ratios of neighbours are compared.
+`of limit` is the time that limit.py counts and measures over the time that a step of ours takes.
+
+The first step of a new shape also compiles. Ours of 866 layers, with nothing compiled beforehand, is held against the
+first step of the plain network of 110 layers under torch.compile as a whole.
 """
 
 import argparse
@@ -28,10 +32,11 @@ import numpy as np
 import plain
 import pyarrow as pa
 import pyarrow.parquet as pq
+import table
 import torch
 from PIL import Image
 
-from bnscale.data import Resident, pixels
+from bnscale.data import Resident, blank, pixels
 from bnscale.engine import Gang
 from bnscale.engine.local import LocalEngine
 from bnscale.engine.machine import device_name, forget_peak, keep_freed_memory, peak_memory
@@ -145,32 +150,98 @@ def spread(ratios: list[float]) -> str:
     return f"{median(ratios):5.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
 
 
-def compare(folder: Path, depths: list[int], turns: int, clock: Callable[[], float]) -> None:
+def compare(folder: Path, depths: list[int], turns: int, clock: Callable[[], float], out: Path | None) -> None:
     """One line a depth: medians of the images a second, and of the ratio of each turn to the plain loop beside it.
 
     Processor time is of one process, so under that clock the plain loop loads its data in its own.
     """
     found = pixels(Data.CIFAR10, folder)
+    import limit  # which has its trials from here
+
+    most = limit.measured(CPU, torch.get_num_threads(), limit.effort(CPU, quick=False))
     print(f"images a second, batch {BATCH}, gamma and beta train; medians of {turns} turns, ratios to plain (min-max)")
-    print(f"{'depth':>5}  {'plain':>8}  {'fp32':>8}  {'ratio':18}  {'bf16':>8}  {'ratio':18}")
+    columns = [table.Column("depth", "5d"), table.Column("plain", "7.0f", compared=True)]
+    for name in Precision:
+        for what, how in (("", "7.0f"), (" ratio", "18s"), (" of limit", "8.0%")):
+            columns.append(table.Column(f"{name}{what}", how, compared=not what))
+    lines = table.Table("step", [*columns, table.Column("loaders", "7d")], ("depth",), CPU)
     for depth in depths:
         workers = 0 if clock is time.process_time else plain.best_workers(depth, BATCH, most=2)
         loops = [Apart(plain.Loop, depth, BATCH, workers)]
-        for precision in (Precision.FP32, Precision.BF16):
-            loops.append(Apart(Ours, trial(depth, BATCH, precision, found), folder))
+        trials = [trial(depth, BATCH, precision, found) for precision in Precision]
+        loops += [Apart(Ours, of, folder) for of in trials]
         for loop in loops:
             loop.run(1, clock)  # until all have started
         steps = max(4, round(SECONDS / (loops[0].run(2, clock) / 2)))
         seconds = [[loop.run(steps, clock) for loop in loops] for _ in range(turns)]
         for loop in loops:
             loop.stop()
-        speed = [BATCH * steps / median(each) for each in zip(*seconds, strict=True)]
-        fp32, bf16 = (spread([turn[0] / turn[i] for turn in seconds]) for i in (1, 2))
-        print(
-            f"{depth:5}  {speed[0]:8.0f}  {speed[1]:8.0f}  {fp32:18}  {speed[2]:8.0f}  {bf16:18}  "
-            f"(plain with {workers} DataLoader processes, {steps} steps a turn)",
-            flush=True,
+        took = [median(each) for each in zip(*seconds, strict=True)]
+        line: dict[str, Any] = {"depth": depth, "loaders": workers, "plain": BATCH * steps / took[0], "steps": steps}
+        for place, of in enumerate(trials, start=1):
+            least = limit.limit(of, 1, most).seconds
+            line |= {
+                f"{of.precision}": BATCH * steps / took[place],
+                f"{of.precision} ratio": spread([turn[0] / turn[place] for turn in seconds]),
+                f"{of.precision} of limit": steps * least / took[place],
+            }
+        lines.line(line)
+    lines.save(out)
+
+
+def first(command: list[str], **nowhere: str) -> tuple[float, float]:
+    """Seconds until the first step is done, imports and data left out, and seconds of one more; in a process that finds
+    nothing compiled."""
+    with tempfile.TemporaryDirectory() as cache:
+        environment = os.environ | {"XDG_CACHE_HOME": cache, "TORCHINDUCTOR_CACHE_DIR": cache}
+        run = subprocess.run(
+            [sys.executable, __file__, *command], check=True, stdout=subprocess.PIPE, text=True, env=environment
         )
+    return tuple(json.loads(run.stdout.splitlines()[-1]))
+
+
+def firsts() -> None:
+    """Ours of 866 layers, and the plain network of 110 compiled as a whole."""
+    ours, again = first(["--first", "ours", "--depth", "866"])
+    print(f"first step, nothing compiled before: ours, 866 layers  {ours:.1f} s (the next {again:.1f} s)", flush=True)
+    whole, again = first(["--first", "whole", "--depth", "110"])
+    print(
+        f"    torch.compile of the plain network as a whole, 110 layers  {whole:.1f} s (the next {again:.1f} s): "
+        f"{whole / ours:.1f} times as long for an eighth of the depth",
+        flush=True,
+    )
+
+
+def begin(kind: str, depth: int) -> tuple[float, float]:
+    """The first step and one more, of images without meaning."""
+    of = trial(depth, BATCH, Precision.FP32, Pixels.ORIGINAL)
+    images_NCHW, labels_N = blank(of, CPU)
+    images_NCHW.normal_()
+    keep_freed_memory()
+    if kind == "ours":
+        network = build(of)
+        start = time.perf_counter()
+        engine = LocalEngine(network, of, Gang(device=CPU), None)
+
+        def step() -> None:
+            loss = engine(images_NCHW, labels_N)
+            engine.backward(loss)
+            engine.step(of.lr)
+    else:
+        net = plain.resnet(depth).train()
+        start = time.perf_counter()
+        compiled = torch.compile(net)
+        sgd = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
+
+        def step() -> None:
+            sgd.zero_grad()
+            torch.nn.functional.cross_entropy(compiled(images_NCHW), labels_N).backward()
+            sgd.step()
+
+    step()
+    between = time.perf_counter()
+    step()
+    return between - start, time.perf_counter() - between
 
 
 def deep(folder: Path, batch: int, steps: int) -> dict[str, float]:
@@ -206,11 +277,17 @@ def main() -> None:
     )
     parser.add_argument("--deep", action="store_true", help="866 layers instead: seconds a step and peak memory")
     parser.add_argument("--steps", type=int, default=3, help="timed steps of --deep (default: 3)")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the figures also go as JSON")
+    parser.add_argument("--no-first", action="store_true", help="leave the first steps out, which take minutes")
     parser.add_argument("--one", type=int, metavar="BATCH", help=argparse.SUPPRESS)
+    parser.add_argument("--first", choices=["ours", "whole"], help=argparse.SUPPRESS)
     given = parser.parse_args()
     threads, clock = (1, time.process_time) if given.shared else (given.threads, time.perf_counter)
     if threads:
         torch.set_num_threads(threads)
+    if given.first:
+        print(json.dumps(begin(given.first, given.depth[0])))
+        return
     if given.one:
         print(json.dumps(deep(given.data, given.one, given.steps)))
         return
@@ -222,7 +299,9 @@ def main() -> None:
         print("note     this CPU has no bf16 units: bfloat16 is emulated here, and its ratios speak of this CPU only")
     with images(given.data) as folder:
         if not given.deep:
-            compare(folder, given.depth, given.turns, clock)
+            compare(folder, given.depth, given.turns, clock, given.out)
+            if not given.no_first:
+                firsts()
             return
         for batch in (32, 128):
             found = alone(folder, batch, given.steps)

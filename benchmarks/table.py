@@ -120,9 +120,14 @@ def spread(ratios: Sequence[float]) -> str:
     return f"{median(ratios):5.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
 
 
+def device(name: str) -> torch.device:
+    """`cuda` is the first GPU."""
+    return torch.device("cuda", 0) if name == "cuda" else torch.device(name)
+
+
 def asked(parser: argparse.ArgumentParser) -> None:
     """The arguments that benchmarks share."""
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda (default: cpu)")
+    parser.add_argument("--device", type=device, default=torch.device("cpu"), help="cpu or cuda (default: cpu)")
     parser.add_argument("--threads", type=int, help="cores that torch uses (default: all)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the figures also go as JSON")
     parser.add_argument("--quick", action="store_true", help="a rehearsal: digits, and the limit hardly measured")

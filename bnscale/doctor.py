@@ -122,6 +122,7 @@ def this_machine(store: Storage, data_sets: Path | None) -> list[Finding]:
     return [
         *versions(),
         *gpus(),
+        compiler(),
         _gang(*rehearse()),
         *of_store(store),
         *token(),
@@ -140,7 +141,7 @@ def node(store: str, data_sets: Path | None, drivers: str) -> list[Finding]:
             f"{bnscale.__version__}, other code than the driver's ({start.ROOT}); bring the same to every node",
         )
     found = [each for each in versions() if each.check != "bnscale"]
-    return [same, *found, *gpus(), *token(), *space(storage(store)), *_data(data_sets)]
+    return [same, *found, *gpus(), compiler(), *token(), *space(storage(store)), *_data(data_sets)]
 
 
 def versions() -> list[Finding]:
@@ -217,6 +218,19 @@ def _driver() -> str | None:
     except OSError:
         return None
     return next((word for word in words if word[0].isdigit() and "." in word), "unknown")
+
+
+def compiler() -> Finding:
+    """What makes steps fast is compiled where it runs: fused norms on a CPU, blocks on a GPU."""
+    from bnscale.networks import fused
+
+    found = fused.compiler()
+    if found is None:
+        slow = "none: trials train all the same, more slowly; Debian: apt install gcc, or name one with $CC"
+        return Finding("compiler", State.WARNING, slow)
+    if fused.kernels() is None:
+        return Finding("compiler", State.WARNING, f"{found} makes nothing that runs here: steps take longer")
+    return Finding("compiler", State.OK, f"{found}: norms are fused on the CPU")
 
 
 def token() -> list[Finding]:

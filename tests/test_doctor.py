@@ -13,6 +13,7 @@ from rich.console import Console
 
 from bnscale import cli, doctor, start
 from bnscale.doctor import Finding, State
+from bnscale.networks import fused
 from bnscale.schedule.token import has_token
 from bnscale.schedule.tune import Reply
 from bnscale.schedule.tune import nodes as tune_nodes
@@ -39,7 +40,20 @@ def test_a_sound_machine_is_told_line_by_line_and_nothing_is_left_behind(
     out, err = capfd.readouterr()
     assert (ended.value.code, err) == (0, "")
     checks = [line.split()[0] for line in out.splitlines() if line[:1].strip()]
-    known = ["check", "python", "bnscale", "deepspeed", "duckdb", "pyarrow", "ray", "torch", "GPU", "gang", "store"]
+    known = [
+        "check",
+        "python",
+        "bnscale",
+        "deepspeed",
+        "duckdb",
+        "pyarrow",
+        "ray",
+        "torch",
+        "GPU",
+        "compiler",
+        "gang",
+        "store",
+    ]
     assert checks == [*known, "token", "disk", "/tmp", "/dev/shm", "memory", "data"]
     assert "2 processes over " in out
     assert list(tmp_path.iterdir()) == []  # nor is the store made that a study would make
@@ -106,6 +120,16 @@ def token(
         (home / ".ray" / "auth_token").chmod(rights)
     [found] = doctor.token()
     return found
+
+
+def test_a_machine_without_a_compiler_is_told_what_it_goes_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.compiler().state is (State.OK if fused.compiler() else State.WARNING)
+    monkeypatch.setenv("CC", "/nonexistent/cc")
+    fused.kernels.cache_clear()
+    found = doctor.compiler()
+    fused.kernels.cache_clear()
+    assert found.state is State.WARNING
+    assert "apt install gcc" in found.said
 
 
 def test_no_token_is_needed_where_no_cluster_asks_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
