@@ -303,10 +303,8 @@ def say_makespan(count: int, gpus: int, scale: float) -> None:
         f"simulated  {clock:.1f} s by a clock that stands while processes start and report: {clock / found.seconds:.3f}"
     )
     took = alone("--of", "spans", *words)
-    print(
-        f"slept      {took['measured']:.1f} s; the last process began {took['late']:.1f} s after the first, with which the"
-    )
-    print(f"           forecast is {took['forecast']:.1f} s: {took['measured'] / took['forecast']:.3f}")
+    print(f"slept      {took['measured']:.1f} s; the last process began {took['late']:.1f} s after the first:")
+    print(f"           with that the forecast is {took['forecast']:.1f} s: {took['measured'] / took['forecast']:.3f}")
 
 
 if __name__ == "__main__":

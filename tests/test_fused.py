@@ -13,7 +13,8 @@ from bnscale.engine import Gang
 from bnscale.engine.local import LocalEngine
 from bnscale.networks import build, fused
 from bnscale.networks.norm import BatchNorm, composed, fuse
-from bnscale.trial import Network, Trainable
+from bnscale.probes import Snapshot
+from bnscale.trial import Affine, Network, Norm, Precision, Trainable
 
 NOWHERE = Path("/nonexistent")
 EPS, MOMENTUM = 1e-5, 0.1
@@ -57,6 +58,17 @@ class Case:
         y = fused.rectified(x, plus[0] if plus else None, gamma, beta, *running, MOMENTUM, EPS)
         return [y.detach(), *running, *torch.autograd.grad(y, leaves, self.gradient)]
 
+    def evaluated(self) -> Tensor:
+        """Output by the statistics that there are."""
+        return fused.evaluated(self.x.clone(), self.plus, self.gamma, self.beta, self.mean, self.var, EPS)
+
+    def exactly_evaluated(self) -> Tensor:
+        """The same by torch's operations in double precision, group by group."""
+        given = [each.double() for each in (self.mean, self.var, self.gamma, self.beta)]
+        parts = self.x.double().chunk(self.groups)
+        y = torch.cat([F.batch_norm(part, *row, eps=EPS) for part, *row in zip(parts, *given, strict=True)])
+        return F.relu(y if self.plus is None else y + self.plus)
+
     def exact(self) -> list[Tensor]:
         """The same by torch's operations in double precision, group by group."""
         x, gamma, beta, *plus = leaves = self.leaves(torch.float64)
@@ -94,13 +106,39 @@ def test_bfloat16_images_are_rounded_once_and_their_sums_are_float32(adds: bool)
         torch.testing.assert_close(a.double(), b, rtol=close, atol=(1e-3 if images else 1e-5) * float(b.abs().max()))
 
 
+@pytest.mark.parametrize(("groups", "share", "channels", "side", "adds"), CASES)
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 2e-6), (torch.bfloat16, 2.0**-8)])
+def test_evaluation_is_that_of_the_operations_one_by_one_and_moves_no_statistic(
+    groups: int, share: int, channels: int, side: int, adds: bool, dtype: torch.dtype, close: float
+) -> None:
+    case = Case(groups, share, channels, side, adds=adds).to(dtype)
+    before = [case.mean.clone(), case.var.clone()]
+    mine, right = case.evaluated(), case.exactly_evaluated()
+    assert mine.dtype is dtype
+    torch.testing.assert_close(mine.double(), right, rtol=close, atol=2e-6 * float(right.max()))
+    assert torch.equal(case.mean, before[0])
+    assert torch.equal(case.var, before[1])
+
+
+def test_evaluation_hands_on_a_value_that_is_no_number_and_none_beside_it() -> None:
+    clean, spoilt = (Case(2, 4, 32, 8, adds=True) for _ in range(2))
+    spoilt.x[1, 3, 2, 2] = float("nan")
+    spoilt.var[1, 5] = float("nan")
+    mine, right = spoilt.evaluated(), clean.evaluated()
+    assert mine[1, 3, 2, 2].isnan()
+    assert mine[4:, 5].isnan().all()
+    mine[1, 3, 2, 2], mine[4:, 5] = right[1, 3, 2, 2], right[4:, 5]
+    assert torch.equal(mine, right)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_bit_depends_on_the_number_of_threads(dtype: torch.dtype) -> None:
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append(Case(2, 5, 32, 15, adds=True).to(dtype).fused())
+            case = Case(2, 5, 32, 15, adds=True).to(dtype)
+            results.append([*case.fused(), case.evaluated()])
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -197,13 +235,49 @@ def test_hooks_bfloat16_evaluation_and_other_norm_batches_get_what_they_ask_for(
     assert norms_fused() == sites - 1
     assert len(seen) == 1
     hook.remove()
-    network.eval()
-    assert norms_fused() == 0
-    network.train()
     for norm in network.modules():
         if isinstance(norm, BatchNorm):
             norm.norm_batch = trial.batch // 2
     assert norms_fused() == 0
+    network.eval()
+    assert norms_fused() == 0  # somebody may ask for a gradient
+    with torch.no_grad():
+        assert norms_fused() == sites  # by running statistics, whatever the images behind one
+        hook = network.get_submodule("blocks.1.norm2").register_forward_hook(lambda *passed: seen.append(passed[2]))
+        assert norms_fused() == sites - 1
+        assert len(seen) == 2
+        hook.remove()
+
+
+KINDS: dict[str, dict[str, object]] = {
+    "batch": {},
+    "ghost batches": {"norm_batch": 4},
+    "gamma alone": {"affine": Affine.GAMMA},
+    "bfloat16": {"precision": Precision.BF16},
+    "l1": {"norm": Norm.L1, "trainable": Trainable.ALL},
+    "renorm": {
+        "norm": Norm.RENORM, "renorm_r": 3.0, "renorm_d": 5.0, "renorm_start": 0.0, "renorm_r_end": 0.5,
+        "renorm_d_end": 0.5,
+    },
+    "noise behind the norm": {"norm": Norm.NOISY, "trainable": Trainable.ALL},
+    "a VGG": {"network": Network.VGG, "depth": 11},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS)
+def test_a_network_is_evaluated_to_the_same_numbers(changes: dict[str, object], counted: list[int]) -> None:
+    trial = digits(**changes)
+    engine = LocalEngine(build(trial), trial, Gang(), None)
+    data, logits = Resident(trial, NOWHERE, torch.device("cpu")), []
+    engine.backward(engine(*data.batch(0)))  # statistics leave 0 and 1
+    at = Snapshot(trial, 1, engine, data)
+    counted.clear()
+    logits.append(at.logits(data.batch(1)[0]))
+    assert bool(counted) is (trial.norm is not Norm.NOISY)
+    with composed(engine.module):
+        logits.append(at.logits(data.batch(1)[0]))
+    close = 2.0**-5 if trial.precision is Precision.BF16 else 1e-5
+    torch.testing.assert_close(*logits, rtol=close, atol=close)
 
 
 def test_without_a_compiler_networks_train_all_the_same(counted: list[int], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,7 +108,7 @@ INLINE void moments_of(const void *x, int64_t at, int64_t rows, float *mean, flo
 }
 
 INLINE void apply_to(const void *x, const void *plus, int64_t at, int64_t rows, const float *mean, const float *scale,
-                     const float *beta, void *y, uint16_t *signs, int64_t C, int HALF, int ADDS) {
+                     const float *beta, void *y, uint16_t *signs, int64_t C, int HALF, int ADDS, int KEEPS) {
     for (int64_t c = 0; c < C; c += LANES) {
         const lanes centre = channel(mean + c), a = channel(scale + c), b = channel(beta + c);
         for (int64_t r = 0; r < rows; r++) {
@@ -116,7 +116,7 @@ INLINE void apply_to(const void *x, const void *plus, int64_t at, int64_t rows, 
             lanes value = (load(x, here, HALF) - centre) * a + b; /* of a channel without variance, beta to the last bit */
             if (ADDS) value += load(plus, here, HALF);
             const words on = ~(value <= 0); /* a NaN goes on: whoever looks at the loss must see it */
-            if (ADDS) signs[here / LANES] = pack(on);
+            if (ADDS && KEEPS) signs[here / LANES] = pack(on);
             store(y, here, where(on, value), HALF);
         }
     }
@@ -250,7 +250,19 @@ void bnscale_forward(int64_t groups, int64_t count, int64_t channels, const void
     }
     BACKWARDS {
         CHUNK_AT(chunks - 1 - i);
-        FOR_ADDS(plus, apply_to(x, plus, at, rows, mean + own, scale + own, beta + own, y, signs, C, HALF, ADDS))
+        FOR_ADDS(plus, apply_to(x, plus, at, rows, mean + own, scale + own, beta + own, y, signs, C, HALF, ADDS, 1))
+    }
+}
+
+/* y = relu(gamma * (x - mean) / sqrt(variance + eps) + beta + plus) of statistics that are known, of each group its own.
+y may be x. scale is room for (G, C). */
+void bnscale_evaluate(int64_t groups, int64_t count, int64_t channels, const void *x, const void *plus,
+                      const float *gamma, const float *beta, const float *mean, const float *variance, float eps,
+                      float *scale, void *y, int half, int threads) {
+    for (int64_t k = 0; k < groups * channels; k++) scale[k] = gamma[k] / sqrt((double)variance[k] + eps);
+    CHUNKS {
+        CHUNK_AT(i);
+        FOR_ADDS(plus, apply_to(x, plus, at, rows, mean + own, scale + own, beta + own, y, 0, C, HALF, ADDS, 0))
     }
 }
 

@@ -1,10 +1,10 @@
 """Batch normalization, an addition and relu as one operation on the CPU: relu(norm(x) + plus), forward and backward.
 
 torch's own operations read or write the images six to eight times forward and as often backward; fused.c does three or
-four, and five or six. What it keeps for the backward pass is x and, behind an addition, one bit a value. It is compiled
-on this machine, for its processor, once; where there is no C compiler `kernels` is None, and networks compute with
-torch's operations. Numbers agree with those to rounding, and with themselves to the last bit, whatever the number of
-threads.
+four, and five or six; in evaluation two or three. What it keeps for the backward pass is x and, behind an addition, one
+bit a value. It is compiled on this machine, for its processor, once; without a C compiler `kernels` is None and
+networks compute with torch's operations. Numbers agree with those to rounding, and with themselves to the last bit,
+whatever the number of threads.
 
 Legend: N images, C channels, H, W pixels, G groups of images with a statistic of their own.
 """
@@ -62,6 +62,36 @@ def rectified(
         plus_NCHW = plus_NCHW.to(images_NCHW.dtype).contiguous(memory_format=layout)
     given = (gamma_GC, beta_GC, running_mean_GC, running_var_GC)
     return _Rectified.apply(images_NCHW, plus_NCHW, *given, momentum, eps)
+
+
+def evaluated(
+    images_NCHW: Tensor,
+    plus_NCHW: Tensor | None,
+    gamma_GC: Tensor,
+    beta_GC: Tensor,
+    mean_GC: Tensor,
+    var_GC: Tensor,
+    eps: float,
+) -> Tensor:
+    """The same by statistics that are given and stay as they are, in the place of the images.
+
+    Of images that `fits`. Has no gradient.
+    """
+    library = kernels()
+    assert library is not None, "asked for images that fit"
+    layout, channels = _layout(images_NCHW), images_NCHW.shape[1]
+    images_NCHW = images_NCHW.contiguous(memory_format=layout)
+    if plus_NCHW is not None:
+        plus_NCHW = plus_NCHW.to(images_NCHW.dtype).contiguous(memory_format=layout)
+    groups = gamma_GC.numel() // channels
+    count = images_NCHW.numel() // channels // groups
+    scale_GC = torch.empty(groups, channels)
+    library.bnscale_evaluate(
+        groups, count, channels, images_NCHW.data_ptr(), _at(plus_NCHW), gamma_GC.data_ptr(), beta_GC.data_ptr(),
+        mean_GC.data_ptr(), var_GC.data_ptr(), eps, scale_GC.data_ptr(), images_NCHW.data_ptr(), _half(images_NCHW),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return images_NCHW
 
 
 class _Rectified(torch.autograd.Function):
@@ -187,6 +217,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     size, real, place, small = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p, ctypes.c_int
     arguments = {
         "bnscale_forward": [*[size] * 3, *[place] * 6, real, real, *[place] * 6, small, small],
+        "bnscale_evaluate": [*[size] * 3, *[place] * 6, real, *[place] * 2, small, small],
         "bnscale_backward": [*[size] * 3, *[place] * 12, small, small],
     }
     for name, types in arguments.items():

@@ -38,7 +38,7 @@ def rectified(
 
 
 def fuse(network: nn.Module) -> None:
-    """From now on, training computes each norm and the relu behind it in one operation, where `fused` has one."""
+    """From now on, each norm and the relu behind it are computed in one operation, where `fused` has one."""
     for norm in network.modules():
         if isinstance(norm, BatchNorm):
             norm.fused = True
@@ -135,24 +135,25 @@ class BatchNorm(NormLayer):
         self.register_buffer("running_var", torch.ones(channels))
         self.register_buffer("num_batches_tracked", torch.tensor(0))
         self.peers: dist.ProcessGroup | None = None  # the workers behind one statistic; None: this one alone
-        self.fused = False  # with relu behind it, in training, where it `fuses`
+        self.fused = False  # with relu behind it, where it `fuses`
 
     def fuses(self, images_NCHW: Tensor) -> bool:
-        """Whether `rectified` stands for the norm of these images and what follows: as one statistic of one worker."""
-        return (
-            self.fused
-            and type(self) is BatchNorm
-            and self.training
-            and self.peers is None
-            and images_NCHW.shape[0] == self.norm_batch
-            and fused.fits(images_NCHW)
-        )
+        """Whether `rectified` stands for the norm of these images and what follows: in training, as one statistic of
+        one worker; in evaluation, where nobody asks for a gradient."""
+        return self.fused and self._plain(images_NCHW) and fused.fits(images_NCHW)
+
+    def _plain(self, images_NCHW: Tensor) -> bool:
+        if not self.training:
+            return not torch.is_grad_enabled()
+        return type(self) is BatchNorm and self.peers is None and images_NCHW.shape[0] == self.norm_batch
 
     def rectified(self, images_NCHW: Tensor, plus_NCHW: Tensor | None) -> Tensor:
         """relu(norm(images) + plus)."""
+        given = (*self.gamma_beta(images_NCHW), self.running_mean, self.running_var)
+        if not self.training:
+            return fused.evaluated(images_NCHW, plus_NCHW, *given, EPS)
         self.num_batches_tracked.add_(1)
-        running = (self.running_mean, self.running_var)
-        return fused.rectified(images_NCHW, plus_NCHW, *self.gamma_beta(images_NCHW), *running, self.momentum, EPS)
+        return fused.rectified(images_NCHW, plus_NCHW, *given, self.momentum, EPS)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         if not self.training:
@@ -343,6 +344,9 @@ class NoisyBatchNorm(BatchNorm):
     def __init__(self, channels: int, affine: Affine | None, norm_batch: int, noise: Noise) -> None:
         super().__init__(channels, affine, norm_batch)
         self.noise = noise
+
+    def _plain(self, images_NCHW: Tensor) -> bool:
+        return False  # what is added stands between the norm and the relu
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         return self.noise(super().forward(images_NCHW))
