@@ -229,13 +229,18 @@ def lasting(count: int, scale: float) -> list[float]:
 
 
 def spans(count: int, gpus: int, scale: float) -> dict[str, float]:
-    """A study that sleeps: from when every worker has its first trial, and with their start."""
+    """A study that sleeps: how long it took, and how long it should have, its processes being there when they were."""
     seconds = lasting(count, scale)
     with tempfile.TemporaryDirectory() as folder:
         watch, _ = scheduled(seconds, gpus, Path(folder))
+    free = [each - watch.starts[0] for each in watch.starts[:gpus]]
+    heapq.heapify(free)
+    for each in sorted(seconds, reverse=True):
+        heapq.heappush(free, heapq.heappop(free) + each)
     return {
-        "measured": watch.ends[-1].wall - watch.starts[min(gpus, count) - 1],
-        "with start": watch.ends[-1].wall - watch.starts[0],
+        "measured": watch.ends[-1].wall - watch.starts[0],
+        "forecast": max(free),
+        "late": watch.starts[gpus - 1] - watch.starts[0],
     }
 
 
@@ -298,8 +303,8 @@ def say_makespan(count: int, gpus: int, scale: float) -> None:
         f"simulated  {clock:.1f} s by a clock that stands while processes start and report: {clock / found.seconds:.3f}"
     )
     took = alone("--of", "spans", *words)
-    print(f"slept      {took['measured']:.1f} s once every worker has a trial: {took['measured'] / found.seconds:.3f}")
-    print(f"           {took['with start']:.1f} s with the start of {gpus} processes on this machine")
+    print(f"slept      {took['measured']:.1f} s; the last process began {took['late']:.1f} s after the first:")
+    print(f"           with that the forecast is {took['forecast']:.1f} s: {took['measured'] / took['forecast']:.3f}")
 
 
 if __name__ == "__main__":
