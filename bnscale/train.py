@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bnscale.data import Resident
 from bnscale.engine import Alone, Gang, Member, Pass, checkpoint
 from bnscale.engine.cohort import CohortEngine
 from bnscale.engine.local import LocalEngine
+from bnscale.engine.losses import Losses
 from bnscale.engine.machine import facts_of, forget_peak, keep_freed_memory, peak_memory, release_gpu, release_memory
 from bnscale.networks import build, even_output, trained
 from bnscale.networks.recompute import Activations
@@ -29,7 +29,9 @@ from bnscale.storage import storage
 from bnscale.store import Store
 from bnscale.trial import Outcome, OutputBias, Trial
 
-LOOK_EVERY = {"cpu": 1, "cuda": 10}  # steps between looks at the loss; on a GPU each look waits for it
+LOOK_EVERY = {"cpu": 1, "cuda": 10}  # steps between looks at the loss
+# Looks by which a loss is seen late where nothing hangs on it: a GPU need not be waited for, and does not run dry.
+LATE = {"cpu": 0, "cuda": 1}
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Course:
         self._member = member
         step, saved = member.restore(self.notebook.reached if most is None else most)
         self.notebook.rewind(step)
-        self.at = replace(self.at, step=step, loss=saved.get("loss"), accuracy=saved.get("accuracy"))
+        self.at = replace(waiting(self.trial, step), loss=saved.get("loss"), accuracy=saved.get("accuracy"))
         self.plateau = Plateau.of(self.trial, saved.get("plateau"))
         return step
 
@@ -150,25 +152,28 @@ def train(
     (step,) = {course.begin(member, most) for course, member in zip(courses, engine.members, strict=True)}
     (total,) = {course.trial.total_steps for course in courses}
     share = _share(courses[0].trial, engine.gang)
-    every = LOOK_EVERY[engine.gang.device.type]
+    every, late = LOOK_EVERY[engine.gang.device.type], LATE[engine.gang.device.type]
     going = list(courses)
-    losses: list[Tensor] = []  # of the steps since the last look, (K,) each
+    losses: Losses[Course] = Losses(engine)
     clock = time.monotonic()
     while True:
         last = step == total
-        if last or step % every == 0 or any(course.due(step) or course.plateau.due(step) for course in going):
-            going = _look(going, engine, step, losses)
+        due = last or any(course.due(step) or course.plateau.due(step) for course in going)
+        if due or step % every == 0:
+            stopping = engine.agree(stop())
+            saving = stopping or last or engine.agree(time.monotonic() - clock >= save_every)
+            for until, told in losses.told(step, going, 0 if due or saving else late):
+                going = _tell(going, engine, until, told)
             if not going:
                 yield [course.at for course in courses]
                 return
-            stopping = engine.agree(stop())
-            if stopping or last or engine.agree(time.monotonic() - clock >= save_every):
+            if saving:
                 for course in going:
                     course.save()
                 clock = time.monotonic()
             if stopping:
                 return
-            for course in going:
+            for course in going if due else []:
                 course.look(data)
             if last:
                 for course in going:
@@ -180,22 +185,18 @@ def train(
         losses_K = engine(images_NCHW, labels_N)
         engine.backward(losses_K)
         engine.step(*(course.rate(step) for course in going))
-        losses.append(losses_K.detach())
+        losses.add(losses_K)
         step += 1
 
 
-def _look(going: list[Course], engine: Pass, step: int, losses: list[Tensor]) -> list[Course]:
-    """Wait for the device and tell each trial its losses since the last look. One that diverged has ended, and leaves;
-    the others are returned."""
-    values_SK = (engine.total(torch.stack(losses)) / engine.gang.workers).tolist() if losses else []
-    losses.clear()
-    left = []
-    for place, course in enumerate(going):
-        diverged = course.hear(step, [values_K[place] for values_K in values_SK])
-        if diverged is None:
-            left.append(place)
-        else:
-            course.finish(Outcome.DIVERGED, diverged_step=diverged)
+def _tell(going: list[Course], engine: Pass, step: int, losses: Sequence[tuple[Course, list[float]]]) -> list[Course]:
+    """Tell each trial its losses until a step. One that diverged has ended, and leaves; the others are returned."""
+    for course, values in losses:
+        if course.at.outcome is None:
+            diverged = course.hear(step, values)
+            if diverged is not None:
+                course.finish(Outcome.DIVERGED, diverged_step=diverged)
+    left = [place for place, course in enumerate(going) if course.at.outcome is None]
     if left and len(left) < len(going):
         engine.keep(left)
     return [going[place] for place in left]

@@ -98,7 +98,7 @@ SIZES = [
 @pytest.mark.parametrize("norm", [{}, {"norm": Norm.GROUP, "groups": 16}], ids=str)
 @pytest.mark.parametrize(("network", "depth", "width"), SIZES, ids=str)
 def test_every_trial_that_can_run_can_be_foreseen(network, depth, width, norm, monkeypatch):
-    monkeypatch.setattr(budget, "_time", lambda trial, device, threads: 1.0)
+    monkeypatch.setattr(budget, "_time", lambda trial, device, threads, members: budget.Timed(1.0, 1.0))
     fields = {
         "network": network,
         "depth": depth,
@@ -174,7 +174,8 @@ def test_forecast_memory_is_within_a_quarter_of_the_measured_peak(words):
 
 def test_a_forecast_grows_with_depth_width_epochs_and_readings_and_adds_up():
     pace = Pace(torch.device("cpu"), 1)
-    pace._time = lambda trial: float(trial.depth)  # a machine of which only depth matters
+    # A machine of which only depth matters.
+    pace._time = lambda trial, members: budget.Timed(float(trial.depth), float(trial.depth))
 
     def seconds(probes=None, **changes):
         return forecast(digits(**({"depth": 32} | changes)), probes or {}, pace, 1, gpu=False).seconds
@@ -194,4 +195,4 @@ def test_a_forecast_grows_with_depth_width_epochs_and_readings_and_adds_up():
 def test_a_timed_step_is_a_time():
     pace = Pace(torch.device("cpu"), 1)
     assert 0 < pace.step(digits()) < 5
-    assert pace.step(digits(depth=56)) > pace.step(digits())
+    assert pace._step(digits(depth=56), 1).busy > pace._step(digits(), 1).busy

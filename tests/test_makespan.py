@@ -60,14 +60,19 @@ def test_no_makespan_is_below_its_bound_or_above_graham_s(seconds: list[float], 
 @pytest.mark.parametrize(
     ("asked", "slots"),
     [
-        ((64, None, 1, 1), Slots(64, "64 GPUs")),
-        ((1, 16, 1, 4), Slots(1, "1 GPU and 16 CPUs")),
-        ((8, 16, 1, 4), Slots(4, "8 GPUs and 16 CPUs")),
-        ((None, 6, 1, 4), Slots(1, "6 CPUs")),
+        ((64, None, 1, 1), (64, "64 GPUs", 64)),
+        ((1, 16, 1, 4), (1, "1 GPU and 16 CPUs", 1)),
+        ((8, 16, 1, 4), (4, "8 GPUs and 16 CPUs", 8)),
+        ((None, 6, 1, 4), (1, "6 CPUs", 0)),
     ],
 )
-def test_a_slot_is_a_gpu_and_the_cpus_of_a_worker(asked: tuple[int | None, int | None, int, int], slots: Slots) -> None:
-    assert Slots.of(*asked) == slots
+def test_a_slot_is_a_gpu_and_the_cpus_of_a_worker(
+    asked: tuple[int | None, int | None, int, int], slots: tuple[int, str, int]
+) -> None:
+    found = Slots.of(*asked)
+    assert (found.count, found.said, found.gpus) == slots
+    cluster = found.cluster(asked[3])
+    assert (cluster.slots(asked[3], 0), cluster.gpus) == (found.count, found.gpus)
 
 
 def test_a_plan_for_less_than_one_trial_takes_is_refused_with_the_ways_out() -> None:

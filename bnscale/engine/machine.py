@@ -73,6 +73,14 @@ def peak_memory(device: torch.device) -> int | None:
     return int(found[1]) * 1024 if found else None
 
 
+def keep_to_share(device: torch.device, sharers: int, context: int) -> None:
+    """Of a GPU that so many processes share this one takes an equal part and no more, from now on: what is beyond it is
+    out of memory. `context` are the bytes that a process takes beside its tensors. A CPU's memory Ray watches."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(max(0.0, 1 / sharers - context / total), device)
+
+
 def memory_of(device: torch.device) -> tuple[int, int]:
     """Bytes of the device's memory, or of the machine's, and how many of them other processes hold now."""
     if device.type == "cuda":

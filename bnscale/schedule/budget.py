@@ -24,8 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from bnscale.anatomy import placed
 from bnscale.data import blank
 from bnscale.engine import Gang
+from bnscale.engine.cohort import CohortEngine
 from bnscale.engine.local import LocalEngine
-from bnscale.engine.machine import release_memory
+from bnscale.engine.machine import release_gpu, release_memory
 from bnscale.engine.objective import Objective
 from bnscale.networks import build, trained
 from bnscale.probes import TABLES, Cadence, Probe, demand
@@ -34,11 +35,14 @@ from bnscale.trial import Network, NormInit, OutputBias, Placement, Refusal, Tra
 
 FLOAT = 4  # bytes
 MAPS = 4  # of the largest, that live at once beside what is kept
+SEVERAL = 4  # members of the cohort whose step is timed
+STEPS = 4  # that are timed at least
+ENOUGH = 0.1  # seconds of steps that are timed, where ten times as many do not take longer
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Of one trial."""
+    """Of one trial, or of several that are trained in one pass."""
 
     seconds: float  # of one worker, alone on its cores or its GPU
     memory: int  # bytes of main memory of one worker at its peak
@@ -111,6 +115,11 @@ def _shape(trial: Trial, **changes: Any) -> Trial | None:
         return None
 
 
+def alike(trial: Trial) -> Trial | None:
+    """Trials for which it is equal take the same memory, and a step of each the same time."""
+    return _shape(trial)
+
+
 @lru_cache(maxsize=256)
 def _counted(trial: Trial | None) -> Work:
     assert trial is not None, "only a changed trial may not exist"
@@ -142,16 +151,51 @@ def _counted(trial: Trial | None) -> Work:
         )
 
 
+@dataclass(frozen=True)
+class Timed:
+    """A step."""
+
+    seconds: float
+    busy: float  # of the processor, which other programs may keep us waiting for; of a GPU the same
+
+
 class Pace:
     """Seconds of a training step on this machine, by timing small networks of each shape once."""
 
     def __init__(self, device: torch.device, threads: int) -> None:
         self.device = device
         self.threads = threads
-        self._timed: dict[Trial, float] = {}
+        self._timed: dict[tuple[Trial, int], Timed] = {}
 
-    def step(self, trial: Trial) -> float:
-        """Seconds of one update of the whole batch by one worker.
+    def step(self, trial: Trial, members: int = 1) -> float:
+        """Seconds of one update of the whole batch by one worker, of so many trials like this one at once.
+
+        Each member beside the first takes what it took on average in a step of `SEVERAL`.
+        """
+        alone = self._step(trial, 1).seconds
+        if members == 1:
+            return alone
+        return alone + (members - 1) * max(0.0, self._step(trial, SEVERAL).seconds - alone) / (SEVERAL - 1)
+
+    def relief(self, trial: Trial) -> float:
+        """What a member's part of a step of several takes, over a step of the trial alone: less than 1 where training
+        them in one pass saves time."""
+        return self._step(trial, SEVERAL).busy / (SEVERAL * self._step(trial, 1).busy)
+
+    def crowding(self, trial: Trial, sharers: int) -> float | None:
+        """Seconds of a step where so many trials like this one share the GPU, over those of one that is alone there:
+        from 1, where it idles between a trial's operations, to `sharers`, where one trial keeps it busy.
+
+        A step of twice the batch tells how busy it is. None where there is no GPU to time it on.
+        """
+        twice = _shape(trial, batch=2 * trial.batch, norm_batch=2 * trial.norm_batch)
+        if self.device.type != "cuda" or twice is None:
+            return None
+        busy = self._step(twice, 1).seconds / (2 * self._step(trial, 1).seconds)
+        return min(max(1.0, sharers * busy), float(sharers))
+
+    def _step(self, trial: Trial, members: int) -> Timed:
+        """A step of so many.
 
         What is timed is a cheap relative of the trial: shallow and narrow, gamma and beta trained where there are any,
         with its data, batch, norm and precision. Width, depth and what trains then count by their operations.
@@ -170,43 +214,62 @@ class Pace:
         narrow = _shape(trial, **relative) or _shape(trial)
         assert narrow is not None, "a trial is a relative of its own"
         shallow, deeper = _ladder(narrow)
-        seconds = self._time(_shape(narrow, depth=shallow))
+        below = above = self._time(_shape(narrow, depth=shallow), members)
+        steps = 0.0
         if shallow != deeper:
-            more = max(self._time(_shape(narrow, depth=deeper)) - seconds, 0.0)
-            seconds += more * (narrow.depth - shallow) / (deeper - shallow)
-        return seconds * work(trial).flops / work(narrow).flops
+            above = self._time(_shape(narrow, depth=deeper), members)
+            steps = (narrow.depth - shallow) / (deeper - shallow)
+        share = work(trial).flops / work(narrow).flops
 
-    def _time(self, trial: Trial | None) -> float:
+        def extrapolated(one: float, two: float) -> float:
+            return share * (one + steps * max(two - one, 0.0))
+
+        return Timed(extrapolated(below.seconds, above.seconds), extrapolated(below.busy, above.busy))
+
+    def _time(self, trial: Trial | None, members: int) -> Timed:
         assert trial is not None, "the ladder has trials that exist"
-        if trial not in self._timed:
-            self._timed[trial] = _time(trial, self.device, self.threads)
+        if (trial, members) not in self._timed:
+            self._timed[trial, members] = _time(trial, self.device, self.threads, members)
+            release_gpu(self.device)
             release_memory()  # a driver lives as long as its study
-        return self._timed[trial]
+        return self._timed[trial, members]
 
 
-def _time(trial: Trial, device: torch.device, threads: int) -> float:
-    """The fastest of three steps after one that warms up; random images serve."""
+def _time(trial: Trial, device: torch.device, threads: int, members: int) -> Timed:
+    """The fastest of some steps after one that warms up, of more where they are short; random images serve."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        engine = LocalEngine(build(trial), trial, Gang(device=device), None)
+        alone, gang = members == 1, Gang(device=device)
+        engine = (
+            LocalEngine(build(trial), trial, gang, None)
+            if alone
+            else CohortEngine(build(trial), [trial] * members, gang, [None] * members)
+        )
         images_NCHW, targets = blank(trial, device)
         images_NCHW.normal_()
-        seconds = []
-        for _ in range(4):
-            start = time.perf_counter()
+        clock = time.perf_counter if device.type == "cuda" else time.process_time
+        seconds: list[float] = []
+        busy: list[float] = []
+        while len(seconds) < STEPS or (sum(seconds) < ENOUGH and len(seconds) < 10 * STEPS):
+            start, began = time.perf_counter(), clock()
             loss = engine(images_NCHW, targets)
             engine.backward(loss)
-            engine.step(trial.lr)
-            loss.item()  # waits for a GPU
+            engine.step(*[trial.lr] * members)
+            loss.sum().item()  # waits for a GPU
             seconds.append(time.perf_counter() - start)
-        return min(seconds[1:])
+            busy.append(clock() - began)
+        engine.close()
+        return Timed(min(seconds[1:]), min(busy[1:]))
     finally:
         torch.set_num_threads(before)
 
 
-def forecast(trial: Trial, probes: dict[Probe, Cadence], pace: Pace, workers: int, *, gpu: bool) -> Forecast:
-    """What one trial will take, trained by `workers` workers, on GPUs or not."""
+def forecast(
+    trial: Trial, probes: dict[Probe, Cadence], pace: Pace, workers: int, *, gpu: bool, members: int = 1
+) -> Forecast:
+    """What one trial will take, trained by `workers` workers, on GPUs or not; or a pass of so many `members` like it,
+    which train at once and are measured one after the other."""
     counted = work(trial)
     step = pace.step(trial)
     facts = trial.facts
@@ -216,13 +279,16 @@ def forecast(trial: Trial, probes: dict[Probe, Cadence], pace: Pace, workers: in
     passes = sum(asked.evaluations * times for asked, times in readings)
     # Every worker of a gang computes the whole batch for itself where a probe takes gradients or looks along them.
     alone = sum(asked.steps(trial) * times for asked, times in readings)
-    training = round(_training_memory(trial, counted, 1 if alone else workers))
+    weights, training, evaluated = _memory(trial, counted, 1 if alone else workers, members)
     host = round(_process() + _data(trial))
+    # A step that was recorded keeps its memory while something is read.
+    reading = max(evaluated, training / members if alone else 0.0)
     return Forecast(
-        seconds=(trial.total_steps * step + passes * evaluation) / workers + alone * step,
-        memory=host if gpu else host + training,
-        on_gpu=round(_data(trial)) + training if gpu else 0,
-        disk=round(_disk(trial, counted, probes)),
+        seconds=(trial.total_steps * pace.step(trial, members) + members * passes * evaluation) / workers
+        + members * alone * step,
+        memory=host if gpu else host + round(weights + max(training, evaluated)),
+        on_gpu=round(_data(trial) + weights + training + reading) if gpu else 0,
+        disk=members * round(_disk(trial, counted, probes)),
     )
 
 
@@ -233,14 +299,15 @@ def _data(trial: Trial) -> float:
     return (facts.train + facts.test) * each
 
 
-def _training_memory(trial: Trial, counted: Work, workers: int) -> float:
-    """Weights, gradients and momentum; beside them the more of two: what backward needs with the few maps that live for
-    a moment, or the few maps of an evaluation's larger batch."""
-    weights = FLOAT * (counted.parameters + 2 * counted.trained + counted.buffers)
+def _memory(trial: Trial, counted: Work, workers: int, members: int) -> tuple[float, float, float]:
+    """Bytes of weights, gradients and momentum; beside them, of what backward needs with the few maps that live for a
+    moment; and of the few maps of an evaluation's larger batch. Members share what does not train."""
+    frozen = counted.parameters - counted.trained
+    weights = FLOAT * (frozen + members * (3 * counted.trained + counted.buffers))
     sites = placed(trial.network, trial.depth, trial.width, trial.facts.side, Placement.EVERY)
     widest = FLOAT * max((site.channels * site.side**2 for site in sites), default=0)  # one image's largest map
-    training = counted.saved / workers + MAPS * widest * trial.batch / workers
-    return weights + max(training, MAPS * widest * EVALUATION_BATCH)
+    training = members * (counted.saved + MAPS * widest * trial.batch) / workers
+    return weights, training, MAPS * widest * EVALUATION_BATCH
 
 
 @lru_cache

@@ -138,6 +138,11 @@ class Memory:
     peak: int  # what this process held at most
     forecast: int
 
+    def shared(self, sharers: int) -> "Memory":
+        """As a process sees it that may take only its equal part: others are none while they keep to theirs."""
+        part = self.total // sharers
+        return replace(self, total=part, others=max(0, self.others - (self.total - part)))
+
     @property
     def kind(self) -> Kind:
         """A neighbour's, where the trial would have had room alone."""
@@ -179,9 +184,13 @@ class Judge:
             return Then.RECOMPUTING
         return Then.AGAIN if past.since[failure.kind] <= policy.patience else policy.then
 
+    def forgive(self, trial: str) -> None:
+        """What struck it may have been another's fault: it goes on apart from that one."""
+        self._past[trial].since.clear()
+
     def recomputing(self, trial: str) -> bool:
         """Whether its activations are now computed again instead of kept."""
-        return self._past[trial].recomputing
+        return trial in self._past and self._past[trial].recomputing
 
     def story(self, trial: str, failure: Failure) -> Failure:
         """The failure as it is recorded when the trial has been given up."""

@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,18 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 ACCELERATOR = "accelerator_type:"  # how Ray calls the resource that tells the type of a node's GPUs
+SHARERS = 8  # trials on one GPU at most
+CONTEXT = GIB // 2  # bytes of a GPU that each process takes for itself, beside its tensors
+SPARE = 1.25  # times the foreseen tensors: what an allocator holds beside them
+
+# Bytes of one GPU of each type, by Ray's name for it; where a type is sold with several sizes, the smallest.
+GPU_MEMORY = {
+    name: gib * GIB
+    for name, gib in {
+        "K80": 12, "P4": 8, "P100": 12, "V100": 16, "T4": 16, "A10": 24, "A10G": 24, "L4": 24, "L40": 48, "L40S": 48,
+        "A100": 40, "A100-40G": 40, "A100-80G": 80, "H100": 80, "H20": 96, "H200": 141, "GH200": 96, "B200": 180,
+    }.items()
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -23,6 +35,7 @@ class Node:
     gpus: int
     memory: int  # bytes that Ray may hand out
     gpu_type: str | None = None  # as Ray calls it: "H100"; None without GPUs
+    gpu_memory: int | None = None  # bytes of one of its GPUs; None where it did not tell
 
 
 @dataclass(frozen=True)
@@ -49,13 +62,32 @@ class Cluster:
         """Bytes, over all nodes."""
         return sum(node.memory for node in self.nodes)
 
-    def slots(self, threads: int, memory: int) -> int:
-        """Workers at work at once, each with `threads` CPUs, `memory` bytes, and a GPU where there are any."""
+    @property
+    def gpu_memory(self) -> int | None:
+        """Bytes of its smallest GPU; None where not all are known, and where there is none."""
+        sizes = [
+            node.gpu_memory or GPU_MEMORY.get(node.gpu_type or "") for node in self.most or self.nodes if node.gpus
+        ]
+        known = [size for size in sizes if size is not None]
+        return min(known) if known and len(known) == len(sizes) else None
+
+    def slots(self, threads: int, memory: int, sharers: int = 1) -> int:
+        """Workers at work at once, each with `threads` CPUs, `memory` bytes, and where there are GPUs one of these, on
+        which there are so many `sharers`."""
         each = [
-            min([node.cpus // threads, node.memory // max(1, memory), *([node.gpus] if self.gpus else [])])
+            min([node.cpus // threads, node.memory // max(1, memory), *([node.gpus * sharers] if self.gpus else [])])
             for node in self.most or self.nodes
         ]
         return sum(each)
+
+    def sharers(self, threads: int, on_gpu: int) -> int:
+        """Trials on one GPU at once, of which each takes so many bytes of it: each has CPUs of its own. 1 where the
+        memory of a GPU is not known."""
+        room = self.gpu_memory
+        cpus = [node.cpus // threads // node.gpus for node in self.most or self.nodes if node.gpus]
+        if room is None or not cpus:
+            return 1
+        return max(1, min(SHARERS, min(cpus), int(room // (SPARE * on_gpu + CONTEXT))))
 
 
 @dataclass(frozen=True)
@@ -64,22 +96,37 @@ class Need:
 
     workers: int
     threads: int
-    gpus: int  # a worker
+    gpus: int  # a worker; 0 without any
     memory: int  # bytes a worker
     gpu_type: str | None = None  # as Ray calls it; None: any
+    sharers: int = 1  # trials on one GPU, this one with them
+
+    @property
+    def gpu_share(self) -> float:
+        """What a worker has of a GPU, as Ray counts: in ten-thousandths, and so many of them fit."""
+        return self.gpus * math.floor(10_000 / self.sharers) / 10_000
 
     def bundles(self) -> list[dict[str, float]]:
-        gpu: dict[str, float] = {"GPU": self.gpus} if self.gpus else {}
+        gpu: dict[str, float] = {"GPU": self.gpu_share} if self.gpus else {}
         if self.gpus and self.gpu_type:
             gpu[f"{ACCELERATOR}{self.gpu_type}"] = 0.001  # a node has one of it, for whoever asks
         return [{"CPU": self.threads, "memory": self.memory, **gpu} for _ in range(self.workers)]
 
 
 def needs_of(
-    jobs: list["Job"], forecasts: Mapping[str, "Forecast"], cluster: Cluster, workers: int, threads: int
+    jobs: Sequence["Job"],
+    forecasts: Mapping[str, "Forecast"],
+    cluster: Cluster,
+    workers: int,
+    threads: int,
+    sharers: Mapping[str, int] | None = None,
 ) -> dict[str, Need]:
-    """Resources by trial id, in as few classes as memory allows: a warm actor serves only its own class."""
+    """Resources by trial id, in as few classes as memory allows: a warm actor serves only its own class.
+
+    `sharers` says how many trials like each share a GPU; those that it does not name have one to themselves.
+    """
     gpus = 1 if cluster.gpus else 0
+    on_one = sharers or {}
     # DeepSpeed has no optimiser for nothing; a trial that trains nothing only measures.
     gang = {job.trial.id: 1 if job.trial.trainable is Trainable.NONE else workers for job in jobs}
     memory = {}
@@ -88,9 +135,13 @@ def needs_of(
         power = GIB << max(0, math.ceil(math.log2(max(wanted, 1) / GIB)))
         memory[trial] = power if cluster.slots(threads, power) >= size else wanted
     top = max(memory.values(), default=GIB)
-    if cluster.slots(threads, top) == cluster.slots(threads, 0):  # memory is not what limits the number of workers
+    most = max([1, *on_one.values()])
+    if cluster.slots(threads, top, most) == cluster.slots(threads, 0, most):  # what limits the workers is not memory
         memory = dict.fromkeys(memory, top)
-    needs = {trial: Need(size, threads, gpus, memory[trial], cluster.gpu_type) for trial, size in gang.items()}
+    needs = {
+        trial: Need(size, threads, gpus, memory[trial], cluster.gpu_type, on_one.get(trial, 1) if gpus else 1)
+        for trial, size in gang.items()
+    }
     for trial, need in needs.items():
         if cluster.slots(threads, need.memory) < need.workers:
             raise Refusal(_too_large(trial, need, cluster))
@@ -106,7 +157,8 @@ def _too_large(trial: str, need: Need, cluster: Cluster) -> str:
     return (
         f"{trial}: needs {need.workers} worker{'s' if need.workers > 1 else ''} of {need.threads} CPUs{gpu} and "
         f"{need.memory / GIB:.1f} GiB each; the cluster {'may have' if cluster.most else 'has'} {nodes}. "
-        "Ask for fewer workers a trial, fewer threads a worker or a smaller batch, or a larger cluster by its address"
+        "Ask for fewer workers a trial, fewer threads a worker, smaller cohorts or a smaller batch, or a larger "
+        "cluster by its address"
     )
 
 

@@ -8,7 +8,7 @@ import select
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Self, TextIO, cast
@@ -47,12 +47,19 @@ class Running:
 class Watch:
     """Told by the schedule what happens; shows it. Use as a context manager around the run.
 
-    `seconds` maps each trial's id to its forecast on one gang. `later` is the forecast of the most that follows these
-    trials, on all gangs together.
+    `seconds` maps each trial's id to the forecast of its pass on one gang, and `parts` to its part of that pass, where
+    it is not trained alone. `later` is the forecast of the most that follows these trials, on all gangs together.
     """
 
-    def __init__(self, seconds: Mapping[str, float], console: Console | None = None, later: float = 0.0) -> None:
+    def __init__(
+        self,
+        seconds: Mapping[str, float],
+        console: Console | None = None,
+        later: float = 0.0,
+        parts: Mapping[str, float] | None = None,
+    ) -> None:
         self.seconds = dict(seconds)
+        self.parts = dict.fromkeys(self.seconds, 1.0) | dict(parts or {})
         self.console = console or Console(highlight=False)
         self.later = later
         self.running: dict[str, Running] = {}
@@ -117,11 +124,18 @@ class Watch:
             reading = f"  accuracy {accuracy:.4f}" if accuracy is not None else ""
             self.say(f"{_word(outcome)} {trial}{reading}  ({sum(self.outcomes.values())}/{len(self.seconds)})")
 
-    def lost(self, trial: str, what: str) -> None:
-        """Its workers are gone, and it waits to go on from its checkpoint."""
-        self.running.pop(trial, None)
-        self.waiting.add(trial)
+    def lost(self, trial: str, what: str, also: Sequence[str] = ()) -> None:
+        """Its workers are gone, and it waits to go on from its checkpoint, as those do that it shared a pass with."""
+        for each in (trial, *also):
+            self.running.pop(each, None)
+            self.waiting.add(each)
         self.say(what)
+
+    def apart(self, seconds: Mapping[str, float], parts: Mapping[str, float], what: str) -> None:
+        """These trials are trained in other passes from now on, which take so long."""
+        self.seconds.update(seconds)
+        self.parts.update(parts)
+        self.lost(next(iter(seconds)), what, also=list(seconds)[1:])
 
     def set_aside(self, trial: str, what: str) -> None:
         """Nothing trains it any more in this run, and it has no end."""
@@ -178,9 +192,11 @@ class Watch:
     @property
     def left(self) -> float:
         """Seconds until the study ends at the speed measured so far: at least those of its longest trial."""
-        rests = [self.seconds[trial] * (1 - run.done) for trial, run in self.running.items()]
-        rests += [self.seconds[trial] for trial in self.waiting]
-        return self.slowness * max(sum(rests) / max(1, len(self.running)), max(rests, default=0.0))
+        rests = {trial: self.seconds[trial] * (1 - run.done) for trial, run in self.running.items()}
+        rests |= {trial: self.seconds[trial] for trial in self.waiting}
+        work = sum(rest * self.parts[trial] for trial, rest in rests.items())
+        passes = sum(self.parts[trial] for trial in self.running)
+        return self.slowness * max(work / max(1.0, passes), max(rests.values(), default=0.0))
 
     def counts(self) -> str:
         """`12 done, 2 running, 1 failed, 35 waiting; 3 min left`."""

@@ -16,7 +16,7 @@ from bnscale.probes import check as check_probe
 from bnscale.schedule import budget
 from bnscale.schedule.budget import Forecast
 from bnscale.storage import storage
-from bnscale.store import Store
+from bnscale.store import Manifest, Store
 from bnscale.study.declare import MANY, MOST, Preset, Study
 from bnscale.study.plan import Planned, Search, plan, relate, relate_searches, sample, searches, settings, verdicts
 from bnscale.study.search import Bisection
@@ -157,11 +157,16 @@ class Asked:
 
     def forecasts(self, workers: int, threads: int, *, gpu: bool) -> dict[str, Forecast]:
         """By trial id. Times a few steps on this machine, the first time."""
-        pace = _pace(torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu"), threads)
-        return {
-            each.trial.id: budget.forecast(each.trial, looking(self.study.probes, each.trial), pace, workers, gpu=gpu)
-            for each in self.planned
-        }
+        return {each.trial.id: self.forecast(each.trial, workers, threads, gpu=gpu) for each in self.planned}
+
+    def forecast(self, trial: Trial, workers: int, threads: int, *, gpu: bool, members: int = 1) -> Forecast:
+        """Of one of its trials, or of a pass of so many like it."""
+        pace = self.pace(threads, gpu=gpu)
+        return budget.forecast(trial, looking(self.study.probes, trial), pace, workers, gpu=gpu, members=members)
+
+    def pace(self, threads: int, *, gpu: bool) -> budget.Pace:
+        """Of this machine, on its GPU where the trials have some and it has one."""
+        return _pace(torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu"), threads)
 
     def at(self, preset: str) -> "Asked":
         """The same at another size."""
@@ -174,6 +179,13 @@ class Asked:
         for each in {planned.trial.data: planned for planned in self.planned}.values():
             data.prepare(each.trial, self.data)
         release_memory()  # this process outlives the study's workers, and trains nothing
+
+    def begun(self, store: Store | None) -> list[Manifest]:
+        """What the store knows of its trials."""
+        if store is None:
+            return []
+        found = store.storage.each(store.manifest, [each.trial.id for each in self.planned])
+        return [manifest for manifest in found if manifest]
 
     def left(self, store: Store, *, asha: bool = False) -> list[Trial]:
         """Trials that have no result yet, or none with the readings that this study needs; with `asha`, without those

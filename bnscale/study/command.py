@@ -19,6 +19,7 @@ from bnscale.storage import StoreFailure
 from bnscale.store import Store
 from bnscale.study.asked import Asked, folder_of, here, preset_of
 from bnscale.study.declare import MANY, MOST, Study
+from bnscale.study.passes import Sharing
 from bnscale.study.run import Way, run
 from bnscale.study.say import make_report, say_plan, say_size, say_status
 from bnscale.study.slots import Slots
@@ -39,6 +40,14 @@ Settings = Annotated[
 ]
 Yes = Annotated[bool, typer.Option("--yes", help=f"Also more than {MANY:,} trials.")]
 Workers = Annotated[int, typer.Option("--workers-per-trial", min=1, help="Workers that share a trial (DeepSpeed).")]
+Cohort = Annotated[
+    int | None,
+    typer.Option("--cohort", min=1, help="BN-only trials in one pass at most; 1: none; else what saves time and fits."),
+]
+TrialsPerGpu = Annotated[
+    int | None,
+    typer.Option("--trials-per-gpu", min=1, help="Trials that share a GPU; 1: none; else what saves time and fits."),
+]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads of each worker.")]
 
 
@@ -79,6 +88,8 @@ def app(study: Study, file: Path) -> typer.Typer:
         cpus: Annotated[
             int | None, typer.Option("--cpus", min=1, help="The same on so many CPUs; with --gpus, theirs.")
         ] = None,
+        cohort: Cohort = None,
+        trials_per_gpu: TrialsPerGpu = None,
         yes: Yes = False,
     ) -> None:
         """Trials, what they take in hours, memory and disk, and until when. Starts nothing."""
@@ -89,7 +100,7 @@ def app(study: Study, file: Path) -> typer.Typer:
             say_size(study, preset, grid, folder_of(folder), console)
             return
         asked = Asked.of(study, file, preset, sets, store, folder)
-        say_plan(asked, workers, threads, slots, console)
+        say_plan(asked, Sharing(cohort, trials_per_gpu, workers, threads), slots, console)
 
     @commands.command("run")
     def _run(
@@ -111,11 +122,13 @@ def app(study: Study, file: Path) -> typer.Typer:
         same_gpu: Annotated[
             bool, typer.Option("--same-gpu", help="Only on GPUs of the type on which the study began.")
         ] = False,
+        cohort: Cohort = None,
+        trials_per_gpu: TrialsPerGpu = None,
         yes: Yes = False,
     ) -> None:
         """Train what is not yet done, then report. Run again, it goes on where it stopped (the default command)."""
         asked = Asked.of(study, file, preset or "laptop", sets, store, folder, MOST if yes else MANY)
-        way = Way(address, workers, threads, zero, save_every, asha, max_hours, same_gpu, yes)
+        way = Way(address, workers, threads, zero, save_every, asha, max_hours, same_gpu, cohort, trials_per_gpu, yes)
         run(asked, way, console, by_cluster=preset is None)
 
     @commands.command("status")

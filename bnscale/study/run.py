@@ -24,9 +24,9 @@ from bnscale.schedule.progress import Watch
 from bnscale.storage import check, storage
 from bnscale.store import Manifest, Store
 from bnscale.study.asked import Asked
+from bnscale.study.passes import Passes, Sharing
 from bnscale.study.plan import commit
 from bnscale.study.say import duration, make_report
-from bnscale.study.slots import units
 from bnscale.train import Job
 from bnscale.trial import Outcome, Refusal, Trial
 
@@ -49,6 +49,8 @@ class Way:
     asha: bool = False  # stop the worse nuisance values of a cell early
     max_hours: float | None = None  # of wall time, after which all ends at its checkpoint
     same_gpu: bool = False  # only on GPUs of the type on which the study began
+    cohort: int | None = None  # trials in one pass at most; None: what the forecast makes of it
+    trials_per_gpu: int | None = None  # that share one; None: what their memory makes of it
     yes: bool = False  # also more trials than are trained without asking twice
 
     def __post_init__(self) -> None:
@@ -56,6 +58,22 @@ class Way:
             if value is not None and not (math.isfinite(value) and value >= 0):
                 out = "leave it out" if name == "max-hours" else "its least is 0"
                 raise Refusal(f"--{name} {value:g}: is a number of {_UNITS[name]}, and not without end; {out}")
+        for name, count in (("cohort", self.cohort), ("trials-per-gpu", self.trials_per_gpu)):
+            if count is None or count == 1:
+                continue
+            if self.workers_per_trial > 1:
+                raise Refusal(
+                    f"--{name} {count}: a trial of {self.workers_per_trial} workers shares them and its GPUs with no "
+                    f"other; leave out --{name} or --workers-per-trial"
+                )
+            if self.asha:
+                raise Refusal(
+                    f"--{name} {count}: with --asha trials that compete stop one by one; leave one of the two out"
+                )
+
+    @property
+    def sharing(self) -> Sharing:
+        return Sharing(self.cohort, self.trials_per_gpu, self.workers_per_trial, self.threads, self.asha)
 
     @property
     def words(self) -> list[str]:
@@ -157,14 +175,18 @@ def _train(
     if not left:
         _say_size(asked, left, console, "")
         return {}
+    if way.same_gpu:
+        cluster = on_one_type(cluster, _devices(asked, store))
     forecasts = asked.forecasts(way.workers_per_trial, way.threads, gpu=cluster.gpus > 0)
     slots = max(1, cluster.slots(way.threads, 0) // way.workers_per_trial)
-    foreseen = makespan(units(left, forecasts, way.workers_per_trial), slots * way.workers_per_trial)
-    _say_size(asked, left, console, f", about {duration(foreseen.seconds)} for {slots} at a time")
+    begun = asked.begun(store)
+    passes = Passes.of(asked, left, forecasts, cluster, way.sharing, begun)
+    loads = passes.loads({trial.id: trial for trial in left})
+    foreseen = makespan(loads, slots * way.workers_per_trial)
+    _say_size(asked, left, console, f"{passes.said}, about {duration(foreseen.seconds)} for {slots} at a time")
     code = commit(asked.file.resolve().parent)
-    begun = [each for each in store.storage.each(store.manifest, [trial.id for trial in left]) if each]
     known = {manifest.trial: manifest for manifest in begun}
-    _warn_changed(begun, code, console)
+    _warn_changed([known[trial.id] for trial in left if trial.id in known], code, console)
     jobs = [
         Job(
             trial,
@@ -180,11 +202,11 @@ def _train(
         for trial in left
     ]
     later = sum(forecasts[each.trial.id].seconds * n for each, n in asked.later) / slots
-    with Watch({trial.id: forecasts[trial.id].seconds for trial in left}, console, later) as watch:
+    with Watch(passes.seconds, console, later, passes.parts) as watch:
         endings = tune.run(
             jobs,
             forecasts,
-            on_one_type(cluster, _devices(asked, store)) if way.same_gpu else cluster,
+            cluster,
             workers=way.workers_per_trial,
             threads=way.threads,
             rivals={each.trial.id: (each.cell, each.trial.seed) for each in asked.planned} if way.asha else None,
@@ -192,6 +214,8 @@ def _train(
             mend=shlex.join([*asked.words, *way.words]),
             driver=driver,
             until=until,
+            units=passes.units,
+            sharers=passes.sharers,
         )
     for trial in [trial for trial, ending in endings.items() if way.asha and ending == Ending()]:
         _give_up(store, trial, driver)

@@ -17,12 +17,14 @@ from bnscale.storage import storage
 from bnscale.store import Manifest, Store
 from bnscale.study.asked import Asked, cost_of, here, store_there
 from bnscale.study.declare import MANY, MOST, Preset, Study
+from bnscale.study.passes import Passes, Sharing
 from bnscale.study.plan import Planned, Search
 from bnscale.study.slots import Slots, makespan_of
 from bnscale.trial import Outcome
 
 
-def say_plan(asked: Asked, workers: int, threads: int, slots: Slots, console: Console) -> None:
+def say_plan(asked: Asked, how: Sharing, slots: Slots, console: Console) -> None:
+    workers, threads = how.workers, how.threads
     gpu = torch.cuda.is_available()
     forecasts = asked.forecasts(workers, threads, gpu=gpu)
     store = store_there(asked.store)
@@ -59,13 +61,16 @@ def say_plan(asked: Asked, workers: int, threads: int, slots: Slots, console: Co
         soft_wrap=True,
     )
     if left:
-        _say_makespan(makespan_of(asked, left, forecasts, workers, slots.count), len(left), slots, console)
+        passes = Passes.of(asked, left, forecasts, slots.cluster(threads), how, asked.begun(store))
+        loads = passes.loads({trial.id: trial for trial in left})
+        span = makespan_of(asked, loads, forecasts, workers, slots.count)
+        _say_makespan(span, f"{len(left):,} left{passes.said}", slots, console)
 
 
-def _say_makespan(span: Makespan, left: int, slots: Slots, console: Console) -> None:
+def _say_makespan(span: Makespan, left: str, slots: Slots, console: Console) -> None:
     """When what is left would be done, longest first."""
     console.print(
-        f"On {slots.said}, each as fast as that: {_hours(span.seconds)} hours for the {left:,} left, longest first, "
+        f"On {slots.said}, each as fast as that: {_hours(span.seconds)} hours for the {left}, longest first, "
         f"with {span.slots} slot{'s' if span.slots > 1 else ''} {100 * span.utilisation:.0f} % in use; no order takes "
         f"less than {_hours(span.bound)} hours. Starting the workers takes seconds more.",
         soft_wrap=True,

@@ -4,10 +4,12 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import psutil
 import torch
 
 from bnscale.schedule.budget import Forecast
 from bnscale.schedule.makespan import Makespan, Unit, rounds
+from bnscale.schedule.needs import Cluster, Node
 from bnscale.study.asked import Asked
 from bnscale.trial import Refusal, Trainable, Trial
 
@@ -18,6 +20,8 @@ class Slots:
 
     count: int  # workers at work at once
     said: str  # "64 GPUs", "2 CPUs of this machine"
+    gpus: int
+    memory: int  # bytes of main memory; where it is another machine's, as much for each worker as this one has
 
     @classmethod
     def of(cls, gpus: int | None, cpus: int | None, workers: int, threads: int) -> "Slots":
@@ -34,7 +38,12 @@ class Slots:
                 f"{said}{here}: room for {count} workers of {threads} CPUs, and a trial has {workers}; give "
                 "more with --gpus or --cpus, or ask for less with --workers-per-trial or --threads"
             )
-        return cls(count, said + here)
+        return cls(count, said + here, gpus or 0, psutil.virtual_memory().total * (1 if here else count))
+
+    def cluster(self, threads: int) -> Cluster:
+        """As one machine, with GPUs like that of this one."""
+        gpu_memory = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+        return Cluster("", True, None, [Node(self.count * threads, self.gpus, self.memory, gpu_memory=gpu_memory)])
 
 
 def units(trials: Iterable[Trial], forecasts: Mapping[str, Forecast], workers: int) -> list[Unit]:
@@ -44,9 +53,9 @@ def units(trials: Iterable[Trial], forecasts: Mapping[str, Forecast], workers: i
 
 
 def makespan_of(
-    asked: Asked, left: list[Trial], forecasts: Mapping[str, Forecast], workers: int, slots: int
+    asked: Asked, left: list[Unit], forecasts: Mapping[str, Forecast], workers: int, slots: int
 ) -> Makespan:
-    """Of these trials; of a search with all the rounds that may follow."""
+    """Of these; of a search with all the rounds that may follow."""
     most = max((times for _, times in asked.later), default=0)
     turns = [[each.trial for each, times in asked.later if times > turn] for turn in range(most)]
-    return rounds([units(trials, forecasts, workers) for trials in (left, *turns)], slots)
+    return rounds([left, *(units(trials, forecasts, workers) for trials in turns)], slots)

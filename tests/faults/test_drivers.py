@@ -38,7 +38,7 @@ from bnscale.schedule.failure import Ending
 from bnscale.schedule.loop import Training
 from bnscale.schedule.notice import Notice
 from bnscale.schedule.progress import Watch
-from bnscale.schedule.tune.lead import Brief, Lead
+from bnscale.schedule.tune.lead import Brief, Lead, Standing
 from bnscale.schedule.turns import Elsewhere, Turn, look, take
 from bnscale.storage import Folder
 from bnscale.store import Manifest, Store, TakenOver
@@ -303,12 +303,14 @@ def test_11_what_another_driver_finishes_between_claim_and_writer_is_left_to_it_
         taken.end()
         lead = Lead.__new__(Lead)
         vars(lead).update(
-            turn=turn, notice=Notice(), pulse=None, watchdog=None, at=None, began=0, nodes=["here"], leaving=[]
-        )
+            turns={each.trial.id: turn}, training=[turn.job], standings={each.trial.id: Standing(each.trial.id)},
+            notice=Notice(), pulse=None, watchdog=None, nodes=["here"], leaving=[],
+        )  # fmt: skip
         with pytest.raises(Refusal, match="is trained once") as raised:
             to_the_end(turn)
         told = lead._failed(raised.value)
-        assert (told["failure"], told["elsewhere"]) == (None, Elsewhere("another driver", over=False))
+        assert told["failure"] is None
+        assert told["members"] == [Standing(each.trial.id, elsewhere=Elsewhere("another driver", over=False))]
         assert look(each, slept.id, (), halving=False) == Elsewhere("another driver", True, Outcome.FINISHED)
 
 

@@ -44,7 +44,19 @@ def start(store: Path, said: IO[str]) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     sets = [word for each in AXES for word in ("--set", each)]
     return subprocess.Popen(
-        [sys.executable, str(FILE), "--preset", "laptop", *sets, "--save-every", "0.3", "--store", str(store)],
+        [
+            sys.executable,
+            str(FILE),
+            "--preset",
+            "laptop",
+            *sets,
+            "--cohort",
+            "1",
+            "--save-every",
+            "0.3",
+            "--store",
+            str(store),
+        ],
         stdout=said,
         stderr=said,
         text=True,

@@ -45,7 +45,7 @@ from bnscale.schedule.notice import Cloud, Notice
 from bnscale.schedule.progress import Watch
 from bnscale.schedule.tune import connect, run
 from bnscale.schedule.tune.driver import _Telling
-from bnscale.schedule.tune.lead import Brief, Lead
+from bnscale.schedule.tune.lead import Brief, Lead, Standing
 from bnscale.storage import Folder
 from bnscale.store import Manifest, Store
 from bnscale.study import command
@@ -389,8 +389,8 @@ def test_08_a_machine_that_is_about_to_go_is_given_no_trial_again_where_there_is
     each = job(tmp_path, 1)
     brief = Brief({each.trial.id: each}, {each.trial.id: Need(1, 1, 0, 1)}, {}, Faulty(), "run", 1.0)  # type: ignore[dict-item]
     trial = SimpleNamespace(config={"trial": each.trial.id}, status="RUNNING")
-    result = dict.fromkeys(("outcome", "loss"), None) | {
-        "spoilt": True, "nodes": ["going"], "leaving": ["going"], "at": 0, "epoch": 0.0, "began": 0,
+    result = {
+        "members": [Standing(each.trial.id)], "spoilt": True, "nodes": ["going"], "leaving": ["going"],
         "failure": Failure(Kind.PREEMPTED, "about to go"),
     }  # fmt: skip
     for others, avoided in (([], []), (["other"], ["going"])):

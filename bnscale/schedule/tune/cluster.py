@@ -7,9 +7,11 @@ import os
 import secrets
 import shutil
 import socket
+import subprocess
 import tempfile
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from ray._common.utils import get_ray_address_file
 
 from bnscale.schedule.needs import ACCELERATOR, Cluster, Node
 from bnscale.schedule.tune.entry import knock, no_stderr
+from bnscale.schedule.tune.nodes import on_every_node
 from bnscale.trial import Refusal
 
 OBJECT_STORE = 150 * 2**20  # bytes; a few thousand jobs and nothing else travel through it
@@ -233,7 +236,28 @@ def _node(resources: dict[str, float]) -> Node:
 
 
 def _nodes() -> list[Node]:
-    return [_node(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    """Those that are there; each with GPUs says how much memory one has."""
+    there = {node["NodeID"]: _node(node["Resources"]) for node in ray.nodes() if node["Alive"]}
+    told = {}
+    if any(node.gpus for node in there.values()):
+        told = {reply.node: reply.found for reply in on_every_node(smallest_gpu)}
+    return [replace(node, gpu_memory=told.get(name)) if node.gpus else node for name, node in there.items()]
+
+
+def smallest_gpu() -> int | None:
+    """Bytes of the smallest GPU of this machine, as its driver's own tool says, which takes none of them; None where
+    there is no such tool."""
+    try:
+        asked = subprocess.run(
+            ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+        return min(int(line) * 2**20 for line in asked.stdout.split("\n") if line.strip())
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
 
 
 def roomy_nodes(gpus: int = 0) -> list[str]:

@@ -9,8 +9,8 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from types import FrameType
@@ -22,13 +22,14 @@ from ray.exceptions import RayActorError, RayError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
 from bnscale.lease import Driver
+from bnscale.schedule.cohorts import Unit, alone
 from bnscale.schedule.failure import POLICY, Ending, Failure, Hopeless, Judge, Kind, OutOfTime, Then
 from bnscale.schedule.loop import Loop, Training, record
 from bnscale.schedule.needs import Cluster, Need, needs_of
 from bnscale.schedule.progress import Watch
 from bnscale.schedule.tune import words
 from bnscale.schedule.tune.cluster import draining_nodes, own_folder, roomy_nodes
-from bnscale.schedule.tune.lead import Brief, Lead
+from bnscale.schedule.tune.lead import Brief, Lead, Standing
 from bnscale.schedule.tune.watchdog import FLOOR
 from bnscale.schedule.turns import Elsewhere, Turn, look, take
 from bnscale.storage import StoreFailure
@@ -58,6 +59,8 @@ def run(
     driver: Driver | None = None,
     until: float = math.inf,
     stall: float = FLOOR,
+    units: Sequence[Unit] | None = None,
+    sharers: Mapping[str, int] | None = None,
 ) -> dict[str, Ending]:
     """Run every job, longest first, and return the end of each by trial id.
 
@@ -66,6 +69,10 @@ def run(
     None trains all to the end. `mend` is the command that goes on after Ctrl-C. At `until`, of the monotonic clock, all
     ends as by Ctrl-C. No step may take longer than `stall` seconds, unless ten usual ones do.
 
+    `units` are the trials that are trained in one pass; without it each is trained alone. `sharers` says by trial how
+    many like it share a GPU. A unit that meets what one trial would fail of is broken up, and a trial that runs out of
+    its part of a GPU gets a whole one.
+
     Trials are trained under the leases of `driver`. Those that another driver trains are left to it, and waited for in
     the end: how they end there is their outcome, and if their driver dies they are trained here.
 
@@ -73,12 +80,10 @@ def run(
     its checkpoint, KeyboardInterrupt after Ctrl-C or SIGTERM, OutOfTime, and Hopeless where the first trials all ended
     in the same error.
     """
-    needs = needs_of(jobs, forecasts, cluster, workers, threads)
     by_id = {job.trial.id: job for job in jobs}
-    order = sorted(by_id, key=lambda trial: -forecasts[trial].seconds)
     brief = Brief(
         by_id,
-        needs,
+        {},
         dict(forecasts),
         loop or Training(),
         run=secrets.token_hex(8),
@@ -86,17 +91,27 @@ def run(
         driver=driver.id if driver else None,
         halving=rivals is not None,
     )
-    telling = _Telling(brief, watch, driver, elastic=cluster.most is not None)
-    groups = max(1, min(cluster.slots(need.threads, need.memory) // need.workers for need in needs.values()))
-    # Pending trials each ask Ray for a placement; few of them keep the order and cost little.
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(groups)
+    parts = list(units or alone(by_id, forecasts))
+    telling = _Telling(brief, watch, driver, elastic=cluster.most is not None, units=parts, sharers=sharers)
+
+    def needs(parts: list[Unit]) -> dict[str, Need]:
+        first = [by_id[unit.name] for unit in parts]
+        whole = {unit.name: unit.forecast for unit in parts}
+        return needs_of(first, whole, cluster, workers, threads, telling.sharers)
+
+    needs(parts)  # refuses before anything starts
 
     with _interruptible(watch) as interrupt:
         brake = _Brake(telling, interrupt, until)
         while True:
-            while left := [trial for trial in order if telling.open(trial)]:
+            while left := telling.left():
                 before = telling.strikes
-                _round(left, brief, telling, _scheduler(by_id, rivals, telling), brake)
+                telling.begin(left, needs(left))
+                asking = set(telling.brief.needs.values())
+                groups = min(cluster.slots(each.threads, each.memory, each.sharers) // each.workers for each in asking)
+                # Pending trials each ask Ray for a placement; few of them keep the order and cost little.
+                os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(1, groups))
+                _round(left, telling, _scheduler(by_id, rivals, telling), brake)
                 if brake.why is _Why.UNFIT:
                     brake.why = None
                 elif brake.why is not None or telling.strikes == before:
@@ -135,18 +150,18 @@ def _stopped(why: _Why, telling: "_Telling", mend: str) -> BaseException:
     return OutOfTime(message) if why is _Why.TIME else KeyboardInterrupt()
 
 
-def _round(trials: list[str], brief: Brief, telling: "_Telling", scheduler: FIFOScheduler, brake: "_Brake") -> None:
-    """One pass of Tune over `trials`."""
+def _round(units: list[Unit], telling: "_Telling", scheduler: FIFOScheduler, brake: "_Brake") -> None:
+    """One pass of Tune over `units`: a trial of Tune's is one of them, and has the id of its first trial."""
 
-    needs, unfit = brief.needs, telling.avoid()
+    brief, unfit = telling.brief, telling.avoid()
 
-    _ASKED[brief.run] = lambda trial: _place(needs[trial], unfit)
+    _ASKED[brief.run] = lambda trial: _place(brief.needs[trial], unfit)
     folder = own_folder(tempfile.gettempdir())
     try:
         tune.run(
             tune.with_resources(tune.with_parameters(Lead, brief=brief), _Resources(brief.run)),
-            config={"trial": tune.sample_from(_Next(trials))},
-            num_samples=len(trials),
+            config={"trial": tune.sample_from(_Next([unit.name for unit in units]))},
+            num_samples=len(units),
             name="queue",
             storage_path=str(folder),
             trial_dirname_creator=lambda trial: trial.trial_id,
@@ -235,18 +250,30 @@ def _await(telling: "_Telling", driver: Driver, brake: "_Brake") -> bool:
 class _Telling(tune.Callback):
     """Hears what Tune reports, has failures judged, and tells the watch."""
 
-    def __init__(self, brief: Brief, watch: Watch, driver: Driver | None, *, elastic: bool) -> None:
+    def __init__(
+        self,
+        brief: Brief,
+        watch: Watch,
+        driver: Driver | None,
+        *,
+        elastic: bool,
+        units: Sequence[Unit] = (),
+        sharers: Mapping[str, int] | None = None,
+    ) -> None:
         self.brief = brief
         self.watch = watch
         self.driver = driver
         self.elastic = elastic  # whether an autoscaler may bring other nodes
         self.judge = Judge(len(brief.jobs))
+        self.units = list(units)  # of which a round trains what is open
+        self.sharers = dict(sharers or {})  # by trial, how many share a GPU
         self.endings: dict[str, Ending] = {}
         self.strikes = 0  # failures so far, of whatever kind
-        self.struck: set[str] = set()  # trials whose worker has reported a failure and is now replaced
+        self.later: set[str] = set()  # trials that go on in the next round, in other units or with a GPU of their own
+        self.struck: set[str] = set()  # units whose worker has reported a failure and is now replaced
         self.held: dict[str, Elsewhere] = {}  # by another driver
         self.trials: list[Any] = []  # Tune's, of this round
-        self.nodes: dict[str, list[str]] = {}  # of the workers of each running trial
+        self.nodes: dict[str, list[str]] = {}  # of the workers of each running unit
         self.given_up: list[Any] = []  # trials that Tune has put into its queue again
         self.told: set[str] = set()  # trials of whose end the watch has heard
         self.leaving: set[Any] = set()  # actors that have been told that a node of theirs is to go
@@ -257,6 +284,29 @@ class _Telling(tune.Callback):
     def open(self, trial: str) -> bool:
         """Whether it has yet to end, here: also after Tune has given it up for what it could survive."""
         return trial not in self.endings and trial not in self.held
+
+    def left(self) -> list[Unit]:
+        """The units of the next round, the longest first."""
+        forecasts = self.brief.forecasts
+        parts = [(unit, [trial for trial in unit.trials if self.open(trial)]) for unit in self.units]
+        return sorted(
+            (unit.of(trials, forecasts) for unit, trials in parts if trials), key=lambda unit: -unit.forecast.seconds
+        )
+
+    def begin(self, units: list[Unit], needs: dict[str, Need]) -> None:
+        """A round."""
+        self.brief = replace(
+            self.brief,
+            units={unit.name: unit for unit in units},
+            needs=needs,
+            recomputing=frozenset(trial for trial in self.brief.jobs if self.judge.recomputing(trial)),
+        )
+        self.later.clear()
+
+    def members(self, trial: Any) -> list[str]:
+        """The trials of one of Tune's that it has yet to end."""
+        of = self.brief.members(trial.config["trial"])
+        return [each for each in of if self.open(each) and each not in self.later]
 
     def settle(self, trial: str, found: Elsewhere | None) -> None:
         """Another driver trains the trial, has ended it, or has left it."""
@@ -276,15 +326,11 @@ class _Telling(tune.Callback):
         self.given_up.clear()
         return sorted(self.unfit) if self.unfit and self._elsewhere(self.unfit) else []
 
-    def note(self, trial: str, result: Mapping[str, Any]) -> None:
-        if result["outcome"]:
-            self.endings[trial] = Ending(Outcome(result["outcome"]))
-
-    def halted(self, trial: str, result: Mapping[str, Any]) -> None:
-        """It was told to save, and may have come to its end instead."""
-        self.note(trial, result)
-        if trial in self.endings:
-            self._end(trial, self.endings[trial])
+    def halted(self, result: Mapping[str, Any]) -> None:
+        """A unit was told to save, and its trials may have come to their end instead."""
+        for standing in result["members"]:
+            if standing.outcome:
+                self._end(standing.trial, Ending(standing.outcome))
 
     # --- called by Tune --------------------------------------------------------------------------
 
@@ -296,49 +342,53 @@ class _Telling(tune.Callback):
             self._make_room()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.watch.started(trial.config["trial"])
+        for each in self.members(trial):
+            self.watch.started(each)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        from bnscale.train import Progress
-
         name = trial.config["trial"]
-        self.note(name, result)
-        if result["spoilt"] and not result["failure"]:
-            trial.max_failures = 0  # its actor now raises, to be replaced; the trial itself is over, or another's
-            if "elsewhere" not in result:
-                self._end(name, Ending())
-        if "elsewhere" in result:
-            self.settle(name, result["elsewhere"])
-            return
         self.nodes[name] = result["nodes"]
-        self.judge.progressed(name, result["at"])
-        of = self.brief.jobs[name].trial
-        ending = self.endings.get(name)
-        self.watch.progressed(
-            name,
-            Progress(
-                step=result["at"],
-                total=of.total_steps,
-                epoch=result["epoch"],
-                epochs=of.total_steps / of.steps_per_epoch,
-                loss=result["loss"],
-                accuracy=result.get("accuracy"),
-                outcome=ending.outcome if ending else None,
-            ),
-            result["began"],
-        )
+        for standing in result["members"]:
+            if standing.elsewhere:
+                self.settle(standing.trial, standing.elsewhere)
+            else:
+                self._hear(standing)
         if result["failure"]:
             self.struck.add(name)
             self._shun(result["leaving"])
             self._failed(trial, result["failure"])
-            if name in self.endings:
-                trial.max_failures = 0
+        elif result["spoilt"]:  # its actor now raises, to be replaced
+            for each in self.members(trial):
+                self._end(each, Ending())
+        if not self.members(trial):
+            trial.max_failures = 0  # the unit itself is over, or another's
+
+    def _hear(self, standing: Standing) -> None:
+        from bnscale.train import Progress
+
+        name, of = standing.trial, self.brief.jobs[standing.trial].trial
+        self.judge.progressed(name, standing.at)
+        self.watch.progressed(
+            name,
+            Progress(
+                step=standing.at,
+                total=of.total_steps,
+                epoch=standing.epoch,
+                epochs=of.total_steps / of.steps_per_epoch,
+                loss=standing.loss,
+                accuracy=standing.accuracy,
+                outcome=standing.outcome,
+            ),
+            standing.began,
+        )
+        if standing.outcome:
+            self._end(name, Ending(standing.outcome))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        if "elsewhere" not in trial.last_result:
-            self._end(trial.config["trial"], Ending())  # without an end by now: stopped by ASHA
+        for each in self.members(trial):
+            self._end(each, Ending())  # without an end by now: stopped by ASHA
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._died(trial)
@@ -363,26 +413,68 @@ class _Telling(tune.Callback):
         name = trial.config["trial"]
         if name in self.struck:
             self.struck.discard(name)  # that was foreseen
-        elif self.open(name):
+        elif self.members(trial):
             self._failed(trial, words.take(self.brief.run, name) or _death(trial))
 
     def _failed(self, trial: Any, failure: Failure) -> None:
         from bnscale.networks.recompute import recomputable  # brings torch, which no worker needs before its loop does
 
-        name = trial.config["trial"]
+        unit, members = trial.config["trial"], self.members(trial)
         self.strikes += 1
-        if failure.kind is Kind.UNSEEN and not (self.driver and self.driver.missed()):
-            self.unfit.update(self.nodes[name][:1])  # the leading worker alone writes
-        then = self.judge.failed(name, failure, may_recompute=recomputable(self.brief.jobs[name].trial))
-        if then in (Then.AGAIN, Then.RECOMPUTING):
-            trial.config["recompute"] = self.judge.recomputing(name)
-            self.watch.lost(name, f"{POLICY[failure.kind].said}; {name} {then.value} ({failure.short})")
+        if not members:
             return
-        failure = self.judge.story(name, failure)
-        _give_up(self.brief, name, failure if then is Then.FAILED else None)
+        if failure.kind is Kind.UNSEEN and not (self.driver and self.driver.missed()):
+            self.unfit.update(self.nodes[unit][:1])  # the leading worker alone writes
+        if failure.kind in (Kind.OOM, Kind.NEIGHBOUR) and self.sharers.get(unit, 1) > 1:
+            self._widen(unit, failure)
+        else:
+            may_recompute = len(members) == 1 and recomputable(self.brief.jobs[members[0]].trial)
+            follows = {each: self.judge.failed(each, failure, may_recompute=may_recompute) for each in members}
+            if {Then.AGAIN, Then.RECOMPUTING}.issuperset(follows.values()):
+                trial.config["recompute"] = self.judge.recomputing(members[0])
+                trial.config["ended"] = sorted(set(self.brief.members(unit)).difference(members))
+                then = follows[members[0]].value
+                what = f"{POLICY[failure.kind].said}; {_named(members)} {then} ({failure.short})"
+                self.watch.lost(members[0], what, also=members[1:])
+                return
+            if len(members) > 1:
+                self._break_up(members, failure)
+            else:
+                self._give_up(members[0], follows[members[0]], failure)
         if trial.status == "PENDING":
             self.given_up.append(trial)
+
+    def _give_up(self, name: str, then: Then, failure: Failure) -> None:
+        failure = self.judge.story(name, failure)
+        _let_go(self.brief, name, failure if then is Then.FAILED else None)
         self._end(name, Ending(Outcome.FAILED if then is Then.FAILED else None, failure))
+
+    def _break_up(self, members: list[str], failure: Failure) -> None:
+        """The trials of a unit go on apart: one's fault is nobody else's. Too large for the memory, it is halved."""
+        forecasts = self.brief.forecasts
+        unit = next(unit for unit in self.units if set(members).issubset(unit.trials)).of(members, forecasts)
+        halved = failure.kind in (Kind.OOM, Kind.NEIGHBOUR) and len(members) > 3
+        parts = unit.halves(forecasts) if halved else unit.singles(forecasts)
+        rest = [other for other in self.units if not set(members).issubset(other.trials)]
+        self.units = rest + parts
+        for each in members:
+            self.judge.forgive(each)
+            self.later.add(each)
+            _let_go(self.brief, each, None)
+        what = f"{POLICY[failure.kind].said}; {_named(members)} goes on {'in halves' if halved else 'each alone'}"
+        self.watch.apart(
+            {each: part.forecast.seconds for part in parts for each in part.trials},
+            {each: 1 / len(part.trials) for part in parts for each in part.trials},
+            f"{what} ({failure.short})",
+        )
+
+    def _widen(self, name: str, failure: Failure) -> None:
+        """A trial needs more of a GPU than its part."""
+        seconds, part = self.brief.forecasts[name].seconds, self.sharers.pop(name)
+        self.later.add(name)
+        _let_go(self.brief, name, None)
+        what = f"{POLICY[failure.kind].said} in 1/{part} of a GPU; {name} goes on with one to itself ({failure.short})"
+        self.watch.apart({name: seconds}, {name: 1.0}, what)
 
     def _end(self, name: str, ending: Ending) -> None:
         if name in self.told:
@@ -409,7 +501,13 @@ class _Telling(tune.Callback):
                 actor.leave.remote()
 
 
-def _give_up(brief: Brief, trial: str, failure: Failure | None) -> None:
+def _named(members: list[str]) -> str:
+    """What is trained in one pass."""
+    more = f"{len(members) - 1} other{'s' if len(members) > 2 else ''}"
+    return members[0] if len(members) == 1 else f"the pass of {members[0]} and {more}"
+
+
+def _let_go(brief: Brief, trial: str, failure: Failure | None) -> None:
     """Record why a trial has failed, if it has, and let its lease go, unless another driver has it by now."""
     job = brief.jobs[trial]
     if brief.driver is None:
@@ -468,11 +566,9 @@ class _Brake(tune.Stopper):
         return True
 
     def _halt(self) -> None:
-        running = [trial for trial in self.telling.trials if trial.status == "RUNNING"]
+        running = [trial for trial in self.telling.trials if trial.status == "RUNNING" and self.telling.members(trial)]
         actors = {trial.config["trial"]: trial.temporary_state.ray_actor for trial in running}
-        halts = {
-            actor.halt.remote(): trial for trial, actor in actors.items() if actor and trial not in self.telling.endings
-        }
+        halts = {actor.halt.remote(): unit for unit, actor in actors.items() if actor}
         if halts:
             stopping = "stopping: saving checkpoints (Ctrl-C again: at once)"
             self.telling.watch.say("saving checkpoints, to go on elsewhere" if self.why is _Why.UNFIT else stopping)
@@ -487,7 +583,7 @@ class _Brake(tune.Stopper):
             ready, left = ray.wait(left, timeout=0.5)
             for answer in ready:
                 try:
-                    self.telling.halted(halts[answer], ray.get(answer))
+                    self.telling.halted(ray.get(answer))
                 except RayError as error:
                     last = str(error).strip().splitlines()[-1]
                     self.telling.watch.say(f"{halts[answer]}: no new checkpoint ({last}); the one before it counts")
