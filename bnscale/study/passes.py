@@ -110,11 +110,12 @@ class Passes:
 
 
 def _measured(begun: Sequence[Manifest]) -> dict[Trial | None, int]:
-    """Bytes of a GPU that trials of a shape held at their peak, alone in their pass."""
+    """Bytes of a GPU that trials of a shape held at their peak, alone in their pass and with all activations kept."""
     found: dict[Trial | None, int] = {}
     for each in begun:
         peak = each.facts.get("peak_memory")
-        if peak and gpu_type(each.facts.get("device") or "") and not each.facts.get("cohort"):
+        usual = not each.facts.get("cohort") and not each.facts.get("recomputed")
+        if peak and usual and gpu_type(each.facts.get("device") or ""):
             shape = alike(each.recalled)
             found[shape] = max(found.get(shape, 0), peak)
     return found
