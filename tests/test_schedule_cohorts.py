@@ -34,7 +34,9 @@ from bnscale.schedule.tune import run
 from bnscale.schedule.turns import Turn, take
 from bnscale.storage import Folder
 from bnscale.store import Store, TakenOver
-from bnscale.trial import Outcome, Trainable, Trial
+from bnscale.study.passes import Passes
+from bnscale.study.run import Way
+from bnscale.trial import Outcome, Refusal, Trainable, Trial
 
 for module in (test_tune, sys.modules[__name__]):
     cloudpickle.register_pickle_by_value(module)  # workers do not import tests
@@ -121,7 +123,7 @@ def cluster() -> Iterator[Cluster]:
 def go(
     jobs: Sequence[Any], cluster: Cluster, *units: Sequence[Any], **more: Any
 ) -> tuple[dict[str, Ending], list[str]]:
-    """Those that no unit names are alone."""
+    """Those that no unit names are alone. One worker at a time, unless `threads` leaves CPUs for others."""
     foreseen = foresee(list(jobs))
     parts = [Unit(tuple(each.trial.id for each in unit), foreseen[unit[0].trial.id]) for unit in units]
     named = {trial for part in parts for trial in part.trials}
@@ -132,12 +134,11 @@ def go(
             foreseen,
             cluster,
             workers=1,
-            threads=1,
             rivals=None,
             watch=watch,
             mend="the same again",
             units=parts,
-            **({"loop": Together()} | more),
+            **({"loop": Together(), "threads": 4} | more),
         )
     return endings, watch.said
 
@@ -293,6 +294,23 @@ def test_a_part_of_a_gpu_is_all_the_memory_that_a_process_has(monkeypatch: pytes
     assert Memory(16 * GIB, 14 * GIB, 3 * GIB, 3 * GIB).shared(4).kind is Kind.NEIGHBOUR
 
 
+def test_what_cannot_share_a_pass_or_a_gpu_is_refused_and_a_plan_says_how_many_passes_there_are() -> None:
+    for words in ({"workers_per_trial": 2}, {"asha": True}):
+        for name in ("cohort", "trials_per_gpu"):
+            with pytest.raises(Refusal, match=f"--{name.replace('_', '-')} 4: .*leave"):
+                Way(**words | {name: 4})
+            assert Way(**words | {name: 1}).words[-2:] == [f"--{name.replace('_', '-')}", "1"]
+    one = Forecast(100.0, GIB, 4 * GIB, 5)
+    trials = {trial.id: trial for trial in grid(5)}
+    a, b, c, d, e = trials
+    passes = Passes([Unit(each, one) for each in ((a, b, c), (d,), (e,))], {d: 4}, {d: 3.0}, 1)
+    assert passes.said == ", in 3 passes of at most 3, at most 4 on one GPU"
+    assert passes.seconds == {a: 100, b: 100, c: 100, d: 300, e: 100}  # what shares a GPU takes longer
+    assert passes.parts == {a: 1 / 3, b: 1 / 3, c: 1 / 3, d: 1, e: 1}
+    assert [(load.seconds, load.slots) for load in passes.loads(trials)] == [(100, 1), (300, 0.25), (100, 1)]
+    assert Passes([Unit((e,), one)], {}, {}, 1).said == ""
+
+
 # --- with Ray -------------------------------------------------------------------------------------
 
 
@@ -419,7 +437,7 @@ def test_as_many_trials_run_at_once_as_the_gpus_have_parts_and_one_too_large_get
     needs = needs_of(crowd, foresee(crowd), cluster, 1, 1, dict.fromkeys(ids(*crowd), 2))
     assert [need.bundles()[0]["GPU"] for need in needs.values()] == [0.5] * 4
     began = time.monotonic()
-    endings, said = go([*crowd, large], cluster, sharers=dict.fromkeys(ids(*crowd, large), 2))
+    endings, said = go([*crowd, large], cluster, threads=1, sharers=dict.fromkeys(ids(*crowd, large), 2))
     assert time.monotonic() - began < 200
     assert {ending.outcome for ending in endings.values()} == {Outcome.FINISHED}
     assert (tmp_path / f"{large.trial.id}.share").read_text().split() == ["0.5", "1.0"]
@@ -440,7 +458,7 @@ def test_a_study_in_passes_has_the_tables_of_one_trained_alone_also_after_a_kill
     for each in whole[:3]:  # in this process, one after the other
         for _ in train.run([each], Gang(), 1, lambda: False):
             pass
-    endings, said = go(united, cluster, united, loop=Killed())
+    endings, said = go(united, cluster, united, threads=1, loop=Killed())
     assert [endings[name].outcome for name in ids(*united)] == [Outcome.FINISHED] * 3 + [Outcome.FAILED]
     assert sum("a worker died" in line for line in said) == 1
     assert sum("goes on each alone" in line and "the probe broke" in line for line in said) == 1
