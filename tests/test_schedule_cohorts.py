@@ -27,11 +27,13 @@ from bnscale.probes import STEP, curve, gamma
 from bnscale.probes.snapshot import Snapshot
 from bnscale.schedule.budget import Forecast
 from bnscale.schedule.cohorts import MOST, Unit, alone, units_of
-from bnscale.schedule.failure import Ending, Kind, Memory
+from bnscale.schedule.failure import Ending, Failure, Kind, Memory
 from bnscale.schedule.loop import Training
 from bnscale.schedule.needs import GIB, Cluster, Need, Node, needs_of
 from bnscale.schedule.tune import run
-from bnscale.schedule.turns import Turn, take
+from bnscale.schedule.tune.driver import _Telling
+from bnscale.schedule.tune.lead import Brief
+from bnscale.schedule.turns import Elsewhere, Turn, take
 from bnscale.storage import Folder
 from bnscale.store import Store, TakenOver
 from bnscale.study.passes import Passes
@@ -253,6 +255,23 @@ def test_what_is_left_of_a_pass_takes_less_and_alone_what_one_takes() -> None:
 
 
 # --- shares of a GPU ------------------------------------------------------------------------------
+
+
+def test_what_another_driver_held_of_a_pass_that_broke_up_is_trained_here_when_it_comes_back(tmp_path: Path) -> None:
+    jobs = [job(tmp_path, seed) for seed in range(1, 5)]
+    forecasts = foresee(jobs)
+    names = [job.trial.id for job in jobs]
+    brief = Brief({job.trial.id: job for job in jobs}, {}, forecasts, Training(), run="here", stall=60)
+    with Listener(jobs) as watch:
+        telling = _Telling(brief, watch, None, elastic=False, units=[Unit(tuple(names), forecasts[names[0]])])
+        telling.settle(names[3], Elsewhere("another driver", over=False))
+        failure = Failure(Kind.CODE, "wrong")
+        for name in names[:3]:
+            telling.judge.failed(name, failure, may_recompute=False)
+        telling._break_up(names[:3], failure)
+        assert sorted(unit.trials for unit in telling.left()) == sorted((name,) for name in names[:3])
+        telling.settle(names[3], None)
+        assert sorted(unit.trials for unit in telling.left()) == sorted((name,) for name in names)
 
 
 def test_trials_share_a_gpu_as_memory_and_cpus_allow_and_never_more_than_eight() -> None:
