@@ -229,8 +229,8 @@ def compiler() -> Finding:
         slow = "none: trials train all the same, more slowly; Debian: apt install gcc, or name one with $CC"
         return Finding("compiler", State.WARNING, slow)
     if fused.kernels() is None:
-        return Finding("compiler", State.WARNING, f"{found} makes nothing that runs here: steps take longer")
-    return Finding("compiler", State.OK, f"{found}: norms are fused on the CPU")
+        return Finding("compiler", State.OK, f"{found[0]}; norms are not fused on this CPU (no AVX-512)")
+    return Finding("compiler", State.OK, f"{found[0]}: norms are fused on the CPU")
 
 
 def token() -> list[Finding]:

@@ -20,7 +20,7 @@ from bnscale.engine import Alone, Gang, Member, Pass, checkpoint
 from bnscale.engine.cohort import CohortEngine
 from bnscale.engine.local import LocalEngine
 from bnscale.engine.losses import Losses
-from bnscale.engine.machine import facts_of, forget_peak, keep_freed_memory, peak_memory, release_memory
+from bnscale.engine.machine import facts_of, forget_peak, keep_freed_memory, peak_memory, release_gpu, release_memory
 from bnscale.networks import build, even_output, trained
 from bnscale.networks.recompute import Activations
 from bnscale.plateau import Plateau
@@ -335,6 +335,7 @@ def _pass(
         yield from train(courses, engine, data, min(job.save_every for job in jobs), stop, most)
     finally:
         engine.close()
+        release_gpu(gang.device)
 
 
 def _engine(jobs: Sequence[Job], data: Resident, gang: Gang) -> Pass:

@@ -1,6 +1,8 @@
 """However a step is computed, by compiled blocks or as one recording, it is the same step."""
 
-from collections.abc import Iterator
+import gc
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -91,7 +93,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
-@pytest.mark.parametrize("way", [Way.COMPILED, Way.RECORDED])
+@pytest.mark.parametrize("way", [Way.REPLAYED, Way.COMPILED, Way.RECORDED])
 def test_compiled_blocks_and_a_recorded_step_train_the_same_network(
     way: Way, changes: dict[str, Any], graphs: CompileCounterWithBackend
 ) -> None:
@@ -101,7 +103,7 @@ def test_compiled_blocks_and_a_recorded_step_train_the_same_network(
     assert_same(trained(trial, plain, range(3)), trained(trial, other, range(3)), close)
     assert plain.momentum().keys() == other.momentum().keys()
     assert_same(list(plain.momentum().values()), list(other.momentum().values()), close)
-    assert graphs.frame_count > 0
+    assert (graphs.frame_count > 0) is way.compiles
 
 
 def test_a_block_compiled_to_machine_code_computes_what_it_computed() -> None:
@@ -150,6 +152,25 @@ def test_recording_moves_nothing(graphs: CompileCounterWithBackend) -> None:
     assert engine.momentum() == {}
 
 
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_what_a_recording_reads_and_writes_stays_where_it_is(momentum: float) -> None:
+    # A graph knows addresses: what a step put elsewhere, such as a new rate, no replay would see.
+    trials = [digits(depth=8, momentum=momentum, lr=lr, seed=0) for lr in (0.1, 0.05)]
+    alone = engine_of(trials[0], Way.REPLAYED)
+    cohort = CohortEngine(build(trials[0]), trials, Gang(), [None, None], way=Way.REPLAYED)
+    read: list[Callable[[], list[Tensor]]] = [
+        lambda: [*alone.changing(), *(group["lr"] for group in alone._sgd.param_groups)],
+        lambda: [*cohort.changing(), cohort._rate_A, cohort._keep_A, cohort._stacked.gradients_A],
+    ]
+    for engine, tensors in zip((alone, cohort), read, strict=True):
+        before = [each.data_ptr() for each in tensors()]
+        for step, rate in enumerate((0.1, 0.01)):
+            loss = engine(*Resident(trials[0], NOWHERE, CPU).batch(step))
+            engine.backward(loss)
+            engine.step(*([rate] if engine is alone else [rate, rate / 2]))
+            assert [each.data_ptr() for each in tensors()] == before
+
+
 def test_a_replay_reads_its_own_batch_and_hands_out_losses_that_stay() -> None:
     total = torch.zeros(())
 
@@ -194,7 +215,9 @@ def test_a_cohort_is_the_same_cohort_however_its_steps_are_computed(
     assert_same(right[1:], list(cohort.members[0].module.state_dict().values()))
 
 
-def test_where_nothing_can_be_compiled_a_gpu_computes_operation_by_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_nothing_can_be_compiled_a_gpu_records_operation_by_operation_and_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def fails(*given: Any, **how: Any) -> Any:
         raise RuntimeError("no compiler")
 
@@ -203,9 +226,22 @@ def test_where_nothing_can_be_compiled_a_gpu_computes_operation_by_operation(mon
     monkeypatch.setattr("bnscale.engine.local.ways", lambda trial, device: ways(trial, torch.device("cuda")))
     trial = digits(depth=8)
     engine = LocalEngine(build(trial), trial, Gang(), None)
-    assert engine.way is Way.PLAIN
+    assert engine.way is Way.REPLAYED
+    assert "compiled blocks, the whole step recorded: RuntimeError: no compiler" in engine.backend
     assert_same(trained(trial, engine, range(2)), trained(trial, engine_of(trial, Way.PLAIN), range(2)), 0)
     compiled._code.cache_clear()
+
+
+def test_of_an_engine_that_is_closed_nothing_stays() -> None:
+    trial = digits(depth=8)
+    for engine in (
+        engine_of(trial, Way.REPLAYED),
+        CohortEngine(build(trial), [trial, digits(depth=8, lr=0.01)], Gang(), [None, None], way=Way.REPLAYED),
+    ):
+        recorded = weakref.ref(engine._steps._recorded)
+        engine.close()
+        gc.collect()
+        assert recorded() is None
 
 
 def test_noise_that_is_drawn_anew_each_step_is_never_recorded() -> None:

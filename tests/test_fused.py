@@ -19,7 +19,7 @@ from bnscale.trial import Affine, Network, Norm, Precision, Trainable
 NOWHERE = Path("/nonexistent")
 EPS, MOMENTUM = 1e-5, 0.1
 
-pytestmark = pytest.mark.skipif(fused.compiler() is None, reason="this machine has no C compiler")
+pytestmark = pytest.mark.skipif(fused.kernels() is None, reason="this machine has no C compiler, or no AVX-512")
 
 
 class Case:
@@ -160,11 +160,23 @@ def test_a_value_that_is_no_number_stays_none_in_its_channel_and_group_and_reach
     assert all(each.isnan().any() for each in (y[:4, 3], mean[0, 3], var[0, 3], x[:4, 3], gamma[0, 3]))
 
 
-def test_nothing_is_computed_of_images_that_need_no_gradient() -> None:
+def test_nothing_is_computed_of_images_that_need_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(1, 4, 16, 8, adds=False)
+    library, asked = fused.kernels(), []
+
+    class Spy:
+        bnscale_forward = library.bnscale_forward
+
+        @staticmethod
+        def bnscale_backward(*given: object) -> None:
+            asked.append(given[-5])  # where the gradient of the images would be put
+            library.bnscale_backward(*given)
+
+    monkeypatch.setattr(fused, "kernels", lambda: Spy)
     gamma = case.gamma.requires_grad_()
     y = fused.rectified(case.x, None, gamma, case.beta, case.mean, case.var, MOMENTUM, EPS)
     (slope,) = torch.autograd.grad(y, [gamma], case.gradient)
+    assert asked == [None]
     right = Case(1, 4, 16, 8, adds=False).exact()[4]
     torch.testing.assert_close(slope.double(), right, rtol=1e-5, atol=1e-4)
 
@@ -290,6 +302,46 @@ def test_without_a_compiler_networks_train_all_the_same(counted: list[int], monk
         engine.backward(loss)
         assert fused.kernels() is None
         assert not counted
+    finally:
+        fused.kernels.cache_clear()
+
+
+def test_one_value_a_channel_is_refused_as_torch_refuses_it() -> None:
+    one = torch.ones(1, 16)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        fused.rectified(one, None, one[0].clone(), one[0].clone(), one[0].clone(), one[0].clone(), MOMENTUM, EPS)
+
+
+@pytest.mark.parametrize("others_may_write", ["folder", "file"])
+def test_code_that_somebody_else_may_have_written_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others_may_write: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    fused.kernels.cache_clear()
+    try:
+        assert fused.kernels() is not None
+        (library,) = (tmp_path / "bnscale").iterdir()
+        library.write_bytes(b"somebody else's")
+        (library if others_may_write == "file" else library.parent).chmod(0o777)
+        fused.kernels.cache_clear()
+        assert fused.kernels() is not None  # made anew, and elsewhere
+        assert library.read_bytes() == b"somebody else's"
+    finally:
+        fused.kernels.cache_clear()
+
+
+def test_a_library_that_a_crash_cut_short_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        for home in ("whole", "cut short"):
+            monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / home))
+            fused.kernels.cache_clear()
+            assert fused.kernels() is not None
+            (library,) = (tmp_path / home / "bnscale").iterdir()
+            assert library.stat().st_size > 0
+            other = tmp_path / "cut short" / "bnscale"
+            if home == "whole":
+                other.mkdir(parents=True, mode=0o700)
+                (other / library.name).write_bytes(b"")
     finally:
         fused.kernels.cache_clear()
 

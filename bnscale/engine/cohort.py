@@ -17,7 +17,7 @@ from bnscale.engine import Gang
 from bnscale.engine.evaluation import Evaluation
 from bnscale.engine.objective import Objectives, decay_of
 from bnscale.engine.state import Kept, frozen_sum
-from bnscale.engine.way import Steps, Way, computing, keep_bits, ways
+from bnscale.engine.way import Steps, Way, backend, computing, keep_bits, ways
 from bnscale.networks import trained
 from bnscale.networks.cohort import Stacked, members
 from bnscale.networks.norm import NormLayer, fuse
@@ -83,7 +83,7 @@ class CohortEngine:
         self._still_A = None if bool(trains_A.all()) else trains_A == 0
         self._penalised = any(trial.gamma_l1 or trial.gamma_l2 or trial.beta_l1 or trial.beta_l2 for trial in trials)
         self._steps = Steps(self, self._ways, blank(trials[0], self.gang.device))
-        self._ways = [self._steps.way]  # also for fewer members
+        self._ways = self._ways[self._ways.index(self._steps.way) :]  # also for fewer members
         self._evaluation = Evaluation(self._objectives, self.way, len(members))
         self.changed()
 
@@ -96,7 +96,7 @@ class CohortEngine:
 
     @property
     def backend(self) -> str:
-        return f"local, {self.way.value}"
+        return backend(self._steps, self.members[0].trial, self.gang.device)
 
     def __call__(self, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
         """Losses on the batch, penalties with them: float32, (K,). Of a recorded step they are there after `step`."""
@@ -188,7 +188,9 @@ class CohortEngine:
     def agree(self, flag: bool) -> bool:
         return flag
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """A recording holds what it computes with; without this the next trial would find it in memory."""
+        del self._steps
 
 
 class Member:

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from bnscale.networks.recompute import parts, replaced
 
-SHAPES = 64  # of one class, in one process; torch's own limit of 8 would send a ninth back to eager mode
+SHAPES = (
+    4096  # of one class, in one process that trains many trials and cohorts; at torch's own limit of 8 it would end
+)
 
 
 @contextmanager
@@ -32,6 +34,8 @@ def compiled(network: nn.Module) -> Iterator[None]:
 
 @cache
 def _code(forward: Callable[..., Any]) -> Callable[..., Tensor]:
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, SHAPES)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, SHAPES)
     code: Callable[..., Tensor] = torch.compile(forward, dynamic=False, fullgraph=True)
     return code

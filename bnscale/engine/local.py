@@ -14,7 +14,7 @@ from bnscale.engine import Gang
 from bnscale.engine.evaluation import Evaluation
 from bnscale.engine.objective import Objective, decays
 from bnscale.engine.state import Kept, frozen_sum
-from bnscale.engine.way import Steps, Way, computing, keep_bits, ways
+from bnscale.engine.way import Steps, Way, backend, computing, keep_bits, ways
 from bnscale.networks import trained
 from bnscale.networks.norm import fuse
 from bnscale.networks.recompute import Activations
@@ -42,6 +42,7 @@ class LocalEngine:
         self._kept = Kept(checkpoints, trial, None if checkpoints is None else frozen_sum(module, trial))
         self.module = module.to(gang.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.module.train()
+        self._trial = trial
         self._objective = Objective(self.module, trial)
         self._activations = activations
         self._trained = trained(self.module)
@@ -60,7 +61,7 @@ class LocalEngine:
 
     @property
     def backend(self) -> str:
-        return f"local, {self.way.value}"
+        return backend(self._steps, self._trial, self.gang.device)
 
     def __call__(self, images_NCHW: Tensor, labels_N: Tensor) -> Tensor:
         """The loss; of a recorded step it is there after `step`."""
@@ -70,7 +71,7 @@ class LocalEngine:
         self._steps.descend(loss)
 
     def step(self, lr: float) -> None:
-        if self.way is Way.RECORDED:
+        if self.way.records:
             self._rate.fill_(lr)
         else:
             self._give(lr)
@@ -87,7 +88,7 @@ class LocalEngine:
         self.way = way
         if way is Way.FUSED:
             fuse(self.module)
-        elif way is Way.RECORDED and self._sgd is not None:
+        elif way.records and self._sgd is not None:
             self._give(self._rate)
             if self._sgd.defaults["momentum"]:
                 for parameter in self._trained.values():  # so that the first update is as any other
@@ -150,4 +151,6 @@ class LocalEngine:
         self._moved = bool(momentum)
         return step, facts
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """A recording holds what it computes with; without this the next trial would find it in memory."""
+        del self._steps

@@ -1,6 +1,7 @@
 """The machine under an engine: what stands beside every number measured on it."""
 
 import ctypes
+import gc
 import importlib.metadata
 import os
 import platform
@@ -48,6 +49,13 @@ def release_memory() -> None:
         libc.malloc_trim(0)
 
 
+def release_gpu(device: torch.device) -> None:
+    """Let go of what no trial holds any more: a recorded step is a ring of references, and holds as much as a trial."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def forget_peak(device: torch.device) -> None:
     """Start measuring peak memory anew: one process trains many trials."""
     if device.type == "cuda":
@@ -59,7 +67,7 @@ def forget_peak(device: torch.device) -> None:
 def peak_memory(device: torch.device) -> int | None:
     """Bytes at the peak since `forget_peak`: of the device, or of the process on a CPU (None outside of Linux)."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return torch.cuda.max_memory_reserved(device)  # also what a recorded step keeps between its replays
     status = Path("/proc/self/status")
     found = _PEAK.search(status.read_text()) if status.exists() else None
     return int(found[1]) * 1024 if found else None

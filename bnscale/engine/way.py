@@ -12,18 +12,23 @@ from bnscale.engine.compiled import compiled
 from bnscale.engine.recorded import Recorded, again, cuda_graph, unmoved
 from bnscale.networks import fused
 from bnscale.networks.recompute import Activations, recomputing
-from bnscale.trial import Norm, Trial
+from bnscale.trial import Norm, Precision, Trial
 
 
 class Way(Enum):
     PLAIN = "operation by operation"
     FUSED = "norms in one operation with what follows"  # on a CPU; see networks/fused.py
+    REPLAYED = "operation by operation, the whole step recorded"  # needs no compiler
     COMPILED = "compiled blocks"
     RECORDED = "compiled blocks, the whole step recorded"
 
     @property
     def compiles(self) -> bool:
         return self in (Way.COMPILED, Way.RECORDED)
+
+    @property
+    def records(self) -> bool:
+        return self in (Way.REPLAYED, Way.RECORDED)
 
 
 def ways(trial: Trial, device: torch.device) -> list[Way]:
@@ -32,7 +37,7 @@ def ways(trial: Trial, device: torch.device) -> list[Way]:
         return [Way.FUSED if fused.kernels() else Way.PLAIN]
     # Noise is drawn anew each step from a generator that a recording would not see.
     drawn = trial.norm in (Norm.NOISE, Norm.NOISY)
-    return [*([] if drawn else [Way.RECORDED]), Way.COMPILED, Way.PLAIN]
+    return [Way.COMPILED, Way.PLAIN] if drawn else [Way.RECORDED, Way.REPLAYED, Way.COMPILED, Way.PLAIN]
 
 
 class Update(Protocol):
@@ -64,22 +69,24 @@ class Update(Protocol):
 class Steps:
     """The steps of an update, in the first of some ways that works.
 
-    A way is tried on a batch without meaning, and moves nothing. Raises what the last one raises, and out of memory at
-    once.
+    A way is tried on a batch without meaning, and moves nothing. What does not work is said in `refused`. Raises what
+    the last one raises, and out of memory at once.
     """
 
     def __init__(self, update: Update, candidates: Sequence[Way], batch: tuple[Tensor, Tensor]) -> None:
         self._update = update
         self._recorded: Recorded | None = None
         self._asked: tuple[Tensor, Tensor, Tensor] | None = None  # images, targets and losses of a recorded step
+        self.refused: list[str] = []
         for self.way in candidates:
             try:
                 update.begin(self.way)
                 self._try(*batch)
                 break
-            except RuntimeError as error:  # of a compiler that is not there, or an operation that cannot be recorded
+            except Exception as error:  # compilers have many; of one that is not there, or what cannot be recorded
                 if self.way is candidates[-1] or isinstance(error, torch.OutOfMemoryError):
                     raise
+                self.refused.append(f"{self.way.value}: {_gist(error)}")
                 update.forget()
 
     def _try(self, images: Tensor, targets: Tensor) -> None:
@@ -87,7 +94,7 @@ class Steps:
             with unmoved(self._update.changing()):
                 self._update.descend(self._update.losses(images, targets))
             self._update.forget()
-        elif self.way is Way.RECORDED:
+        elif self.way.records:
             record = cuda_graph if images.is_cuda else again
             self._recorded = Recorded(self._whole, images, targets, self._update.changing(), record)
 
@@ -128,6 +135,19 @@ def computing(network: nn.Module, way: Way, activations: Activations) -> Iterato
     else:
         with recomputing(network, activations):
             yield
+
+
+def backend(steps: Steps, trial: Trial, device: torch.device) -> str:
+    """What computes the steps, and why not another way."""
+    said = [f"local, {steps.way.value}"]
+    if device.type == "cuda" and trial.precision is Precision.FP32 and torch.backends.cudnn.allow_tf32:
+        said.append("convolutions in TF32")  # of 10 bits of mantissa: torch's default, and the plain loop's
+    return "; ".join([*said, *(f"not {each}" for each in steps.refused)])
+
+
+def _gist(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200] if lines else 'it said nothing'}"
 
 
 def keep_bits(device: torch.device) -> None:

@@ -20,7 +20,7 @@ typedef int32_t words __attribute__((vector_size(LANES * 4)));
 typedef uint32_t bits __attribute__((vector_size(LANES * 4)));
 typedef uint16_t shorts __attribute__((vector_size(LANES * 2)));
 
-enum { CHUNK = 4096 }; /* values: 16 KiB in float32, so that the second look at a chunk finds it in the first cache */
+/* CHUNK, how many values are summed at once, is said by fused.py. */
 
 #define INLINE static inline __attribute__((always_inline))
 

@@ -2,18 +2,22 @@
 
 torch's own operations read or write the images six to eight times forward and as often backward; fused.c does three or
 four, and five or six; in evaluation two or three. What it keeps for the backward pass is x and, behind an addition, one
-bit a value. It is compiled on this machine, for its processor, once; without a C compiler `kernels` is None and
-networks compute with torch's operations. Numbers agree with those to rounding, and with themselves to the last bit,
-whatever the number of threads.
+bit a value. To keep y instead and invert it would keep as much, and divide by gammas of which BN-only training brings
+many near 0. It is compiled on this machine, for its processor, once; without a C compiler, or without AVX-512, whose
+width it is written in, `kernels` is None and networks compute with torch's operations. Numbers agree with those to
+rounding, and with themselves to the last bit, whatever the number of threads.
 
 Legend: N images, C channels, H, W pixels, G groups of images with a statistic of their own.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 from functools import lru_cache
@@ -25,9 +29,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 LANES = 16  # channels that are computed at once: their number is a multiple of it
-CHUNK = 4096  # values behind one partial sum, as in fused.c
+CHUNK = 4096  # values behind one partial sum: 16 KiB in float32, so that a second look finds them in the first cache
 _SOURCE = Path(__file__).with_suffix(".c")
-_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fPIC", "-fopenmp")
+_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fPIC", "-fopenmp", f"-DCHUNK={CHUNK}")
 _TYPES = (torch.float32, torch.bfloat16)
 
 
@@ -61,6 +65,9 @@ def rectified(
     if plus_NCHW is not None:
         plus_NCHW = plus_NCHW.to(images_NCHW.dtype).contiguous(memory_format=layout)
     given = (gamma_GC, beta_GC, running_mean_GC, running_var_GC)
+    _check(given)
+    if images_NCHW.numel() < 2 * gamma_GC.numel():
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {images_NCHW.shape}")
     return _Rectified.apply(images_NCHW, plus_NCHW, *given, momentum, eps)
 
 
@@ -85,7 +92,8 @@ def evaluated(
         plus_NCHW = plus_NCHW.to(images_NCHW.dtype).contiguous(memory_format=layout)
     groups = gamma_GC.numel() // channels
     count = images_NCHW.numel() // channels // groups
-    scale_GC = torch.empty(groups, channels)
+    _check((gamma_GC, beta_GC, mean_GC, var_GC))
+    scale_GC = torch.empty(groups, channels, dtype=torch.float32)
     library.bnscale_evaluate(
         groups, count, channels, images_NCHW.data_ptr(), _at(plus_NCHW), gamma_GC.data_ptr(), beta_GC.data_ptr(),
         mean_GC.data_ptr(), var_GC.data_ptr(), eps, scale_GC.data_ptr(), images_NCHW.data_ptr(), _half(images_NCHW),
@@ -112,7 +120,7 @@ class _Rectified(torch.autograd.Function):
         channels = images_NCHW.shape[1]
         groups = gamma_GC.numel() // channels
         count = images_NCHW.numel() // channels // groups
-        wide = torch.empty(3, groups, channels)  # mean, 1 / deviation, scale
+        wide = torch.empty(3, groups, channels, dtype=torch.float32)  # mean, 1 / deviation, scale
         y_NCHW = torch.empty_like(images_NCHW)
         signs = None if plus_NCHW is None else torch.empty(images_NCHW.numel() // LANES, dtype=torch.int16)
         room = _room(groups, count, channels)
@@ -134,7 +142,7 @@ class _Rectified(torch.autograd.Function):
         signs = rest[0] if rest else None
         groups, count, channels = ctx.sizes
         gradient_NCHW = gradient_NCHW.to(images_NCHW.dtype).contiguous(memory_format=_layout(images_NCHW))
-        of_gamma_GC, of_beta_GC = torch.empty(2, *ctx.shape)
+        of_gamma_GC, of_beta_GC = torch.empty(2, *ctx.shape, dtype=torch.float32)
         wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         dx_NCHW = torch.empty_like(images_NCHW) if wanted else None
         dplus_NCHW = torch.empty_like(images_NCHW) if wanted and signs is not None else None
@@ -145,6 +153,14 @@ class _Rectified(torch.autograd.Function):
             _at(dx_NCHW), _at(dplus_NCHW), room.data_ptr(), _half(images_NCHW), torch.get_num_threads(),
         )  # fmt: skip
         return dx_NCHW, dplus_NCHW, of_gamma_GC, of_beta_GC, None, None, None, None
+
+
+def _check(of_channels: tuple[Tensor, ...]) -> None:
+    """What is read by its address alone: a float32 for each group and channel, in order."""
+    for each_GC in of_channels:
+        assert each_GC.dtype is torch.float32, each_GC.dtype
+        assert each_GC.is_contiguous(), each_GC.stride()
+        assert each_GC.shape == of_channels[0].shape, each_GC.shape
 
 
 def _layout(images_NCHW: Tensor) -> torch.memory_format:
@@ -162,7 +178,7 @@ def _half(images_NCHW: Tensor) -> int:
 def _room(groups: int, count: int, channels: int) -> Tensor:
     """For two sums of each chunk and channel."""
     rows = max(1, CHUNK // channels)
-    return torch.empty(2 * groups * -(-count // rows) * channels)
+    return torch.empty(2 * groups * -(-count // rows) * channels, dtype=torch.float32)
 
 
 # --- the library --------------------------------------------------------------------------------------
@@ -170,45 +186,55 @@ def _room(groups: int, count: int, channels: int) -> Tensor:
 
 @lru_cache
 def kernels() -> Any:
-    """The compiled fused.c, or None where this machine cannot have it.
+    """The compiled fused.c, or None where this machine cannot have it or would not gain by it.
 
-    It is kept under the cache folder, by what it was made from, so that whoever comes later finds it.
+    It is kept under the cache folder, by what it was made from, so that whoever comes later finds it; where that cannot
+    be, each process has its own.
     """
     found = compiler()
-    if found is None:
+    if found is None or "avx512f" not in _processor():  # half as wide, it takes several times as long as torch's own
         return None
     made_from = hashlib.sha256(_SOURCE.read_bytes() + repr((_FLAGS, found, _processor())).encode()).hexdigest()
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bnscale"
-    for folder in (home, Path(tempfile.gettempdir()) / f"bnscale-{os.getuid()}"):
-        library = folder / f"fused-{made_from[:16]}.so"
-        try:
-            if not library.exists():
-                _compile(found, library)
+    with contextlib.suppress(OSError, RuntimeError, subprocess.SubprocessError):  # no home, or no place for code
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bnscale"
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        library = home / f"fused-{made_from[:16]}.so"
+        if _ours(home) and (not library.exists() or _ours(library)):
+            if library.exists():
+                with contextlib.suppress(OSError):  # of a file that a crash cut short
+                    return _declared(ctypes.CDLL(str(library)))
+            _compile(found, library)
             return _declared(ctypes.CDLL(str(library)))
-        except (OSError, subprocess.SubprocessError):
-            continue  # a folder that cannot be written, or that holds nothing to be run; or the compiler fails
+    with contextlib.suppress(OSError, subprocess.SubprocessError), tempfile.TemporaryDirectory() as own:
+        _compile(found, Path(own) / "fused.so")
+        return _declared(ctypes.CDLL(str(Path(own) / "fused.so")))
     return None
 
 
-def compiler() -> str | None:
-    """Path of the C compiler: $CC, or cc. None outside of Linux: elsewhere torch has another OpenMP than compilers."""
-    if platform.system() != "Linux":
-        return None
-    return shutil.which(os.environ.get("CC") or "cc")
+def _ours(path: Path) -> bool:
+    """Whether nobody else can have written it: it is code that will run."""
+    about = path.lstat()
+    return about.st_uid == os.getuid() and not about.st_mode & 0o022 and not stat.S_ISLNK(about.st_mode)
 
 
-def _compile(command: str, library: Path) -> None:
+def compiler() -> tuple[str, ...] | None:
+    """The C compiler: $CC, or cc. None outside of Linux: elsewhere torch has another OpenMP than compilers."""
+    words = shlex.split(os.environ.get("CC") or "cc")
+    there = platform.system() == "Linux" and shutil.which(words[0])
+    return (there, *words[1:]) if there else None
+
+
+def _compile(command: tuple[str, ...], library: Path) -> None:
     """Whole or not at all: workers may come at once.
 
     Linked without OpenMP's own library, so that it takes what torch has loaded: two would fight for the cores.
     """
-    library.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         part, whole = Path(folder) / "fused.o", Path(folder) / library.name
         quiet: dict[str, Any] = {"check": True, "capture_output": True, "timeout": 120}
         wide = ["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []
-        subprocess.run([command, *_FLAGS, *wide, "-c", str(_SOURCE), "-o", str(part)], **quiet)
-        subprocess.run([command, "-shared", str(part), "-o", str(whole)], **quiet)
+        subprocess.run([*command, *_FLAGS, *wide, "-c", str(_SOURCE), "-o", str(part)], **quiet)
+        subprocess.run([*command, "-shared", str(part), "-o", str(whole)], **quiet)
         whole.replace(library)
 
 

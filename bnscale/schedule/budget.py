@@ -26,7 +26,7 @@ from bnscale.data import blank
 from bnscale.engine import Gang
 from bnscale.engine.cohort import CohortEngine
 from bnscale.engine.local import LocalEngine
-from bnscale.engine.machine import release_memory
+from bnscale.engine.machine import release_gpu, release_memory
 from bnscale.engine.objective import Objective
 from bnscale.networks import build, trained
 from bnscale.probes import TABLES, Cadence, Probe, demand
@@ -230,6 +230,7 @@ class Pace:
         assert trial is not None, "the ladder has trials that exist"
         if (trial, members) not in self._timed:
             self._timed[trial, members] = _time(trial, self.device, self.threads, members)
+            release_gpu(self.device)
             release_memory()  # a driver lives as long as its study
         return self._timed[trial, members]
 
@@ -258,6 +259,7 @@ def _time(trial: Trial, device: torch.device, threads: int, members: int) -> Tim
             loss.sum().item()  # waits for a GPU
             seconds.append(time.perf_counter() - start)
             busy.append(clock() - began)
+        engine.close()
         return Timed(min(seconds[1:]), min(busy[1:]))
     finally:
         torch.set_num_threads(before)
@@ -277,13 +279,15 @@ def forecast(
     passes = sum(asked.evaluations * times for asked, times in readings)
     # Every worker of a gang computes the whole batch for itself where a probe takes gradients or looks along them.
     alone = sum(asked.steps(trial) * times for asked, times in readings)
-    training = round(_training_memory(trial, counted, 1 if alone else workers, members))
+    weights, training, evaluated = _memory(trial, counted, 1 if alone else workers, members)
     host = round(_process() + _data(trial))
+    # A step that was recorded keeps its memory while something is read.
+    reading = max(evaluated, training / members if alone else 0.0)
     return Forecast(
         seconds=(trial.total_steps * pace.step(trial, members) + members * passes * evaluation) / workers
         + members * alone * step,
-        memory=host if gpu else host + training,
-        on_gpu=round(_data(trial)) + training if gpu else 0,
+        memory=host if gpu else host + round(weights + max(training, evaluated)),
+        on_gpu=round(_data(trial) + weights + training + reading) if gpu else 0,
         disk=members * round(_disk(trial, counted, probes)),
     )
 
@@ -295,15 +299,15 @@ def _data(trial: Trial) -> float:
     return (facts.train + facts.test) * each
 
 
-def _training_memory(trial: Trial, counted: Work, workers: int, members: int) -> float:
-    """Weights, gradients and momentum; beside them the more of two: what backward needs with the few maps that live for
-    a moment, or the few maps of an evaluation's larger batch. Members share what does not train."""
+def _memory(trial: Trial, counted: Work, workers: int, members: int) -> tuple[float, float, float]:
+    """Bytes of weights, gradients and momentum; beside them, of what backward needs with the few maps that live for a
+    moment; and of the few maps of an evaluation's larger batch. Members share what does not train."""
     frozen = counted.parameters - counted.trained
     weights = FLOAT * (frozen + members * (3 * counted.trained + counted.buffers))
     sites = placed(trial.network, trial.depth, trial.width, trial.facts.side, Placement.EVERY)
     widest = FLOAT * max((site.channels * site.side**2 for site in sites), default=0)  # one image's largest map
     training = members * (counted.saved + MAPS * widest * trial.batch) / workers
-    return weights + max(training, MAPS * widest * members * batch_of(members))
+    return weights, training, MAPS * widest * members * batch_of(members)
 
 
 @lru_cache
