@@ -17,9 +17,11 @@
 #            needs to train, which Ray, DeepSpeed and DuckDB are not. Nothing is installed, and nothing fetched.
 #   SECONDS_IN_ALL (default: 590), DEVICE (default: cuda), and TINY=1 for a rehearsal in seconds: small networks, digits
 set -uo pipefail
+here() { [[ -z $1 || $1 == /* || $1 == *://* ]] && echo "$1" || echo "$PWD/$1"; } # what the caller names, before cd
+OUT=$(here "${1:-${OUT:-}}") DATA=$(here "${DATA:-}") STORE=$(here "${STORE:-}") FROM=$(here "${FROM:-}")
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
-out=${1:-${OUT:-results/gpu}}
+out=${OUT:-results/gpu}
 device=${DEVICE:-cuda}
 store=${STORE:-results/headline}
 all=${SECONDS_IN_ALL:-590}
@@ -32,9 +34,16 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 mkdir -p "$out" || exit 1
 log=$out/gpu.txt
 : >"$log"
+rm -f "$out"/*.json "$out"/*/cohort.json # figures of an earlier run
 tell() { echo "$*" | tee -a "$log"; }
 
 # What is missing is said at once, and not after minutes.
+for part in train test; do
+    if [[ -n $DATA ]] && ! compgen -G "$DATA/cifar10/$part-*.parquet" >/dev/null; then
+        echo "gpu.sh: DATA=$DATA holds no cifar10/$part-*.parquet; name the folder above cifar10, or leave DATA out" >&2
+        exit 2
+    fi
+done
 if ! "$python" - "$device" >>"$log" 2>&1 <<'PY'; then
 import sys
 
@@ -85,9 +94,9 @@ if [[ -n ${TINY:-} ]]; then
     minutes=0.5
 else
     part limit 50 "${run[@]}" benchmarks/limit.py --device "$device" --depth 110 866 --members 1 16 --out "$out"
-    part "cohort 110" 170 "${run[@]}" benchmarks/cohort.py --device "$device" --depth 110 --members 1 16 \
-        --turns 3 --seconds 1 "${data[@]}" --out "$out/110"
-    part "cohort 866" 190 "${run[@]}" benchmarks/cohort.py --device "$device" --depth 866 --members 16 8 \
+    part "cohort 110" 200 "${run[@]}" benchmarks/cohort.py --device "$device" --depth 110 --members 1 16 \
+        --turns 3 --seconds 1 --loaders 8 "${data[@]}" --out "$out/110"
+    part "cohort 866" 170 "${run[@]}" benchmarks/cohort.py --device "$device" --depth 866 --members 16 \
         --turns 3 --seconds 1 --loaders 8 "${data[@]}" --out "$out/866"
     headline=(--depth 866 --save-every 30)
     # What is left, less what a reading on the way, packing and the start may take.
@@ -97,13 +106,29 @@ fi
 if [[ -z ${TINY:-} && -z ${DATA:-} ]]; then
     tell "--- headline: left out, DATA names no folder with cifar10"
 else
-    if [[ ! -e $store && -n ${FROM:-} ]]; then
-        mkdir -p "$store" && tar --extract --gzip --file "$FROM" --directory "$store" || failed=1
+    ready=1
+    if [[ ! -e $store && -n $FROM ]]; then
+        rm -rf "$store.part"
+        if mkdir -p "$store.part" && tar --extract --gzip --file "$FROM" --directory "$store.part"; then
+            mv "$store.part" "$store"
+        else
+            tell "--- headline: left out, FROM=$FROM cannot be unpacked; it is left as it is"
+            rm -rf "$store.part"
+            ready=0 failed=1
+        fi
     fi
     headline=("${run[@]}" benchmarks/headline.py "${headline[@]}" "${data[@]}" --store "$store" --out "$out")
-    part headline $((all - SECONDS - 25)) "${headline[@]}" --device "$device" --minutes "$minutes"
-    [[ -e $out/headline.json ]] || part "headline so far" 20 "${headline[@]}" --minutes 0
-    [[ -d $store ]] && tar --create --gzip --file "$out/store.tar.gz" --directory "$store" . || failed=1
+    headline+=(--device "$device")
+    if ((ready)); then
+        part headline $((all - SECONDS - 25)) "${headline[@]}" --minutes "$minutes"
+        [[ -e $out/headline.json ]] || part "headline so far" 20 "${headline[@]}" --minutes 0
+        # Beside the archive that may be there, which is replaced by a whole one or not at all.
+        if [[ -d $store ]] && tar --create --gzip --file "$out/store.tar.gz.part" --directory "$store" .; then
+            mv "$out/store.tar.gz.part" "$out/store.tar.gz"
+        else
+            failed=1
+        fi
+    fi
 fi
 tell "--- all: $SECONDS s, $( ((failed)) && echo 'something failed, see above' || echo 'whole')"
 exit "$failed"

@@ -21,6 +21,7 @@ from bnscale.data import Resident
 from bnscale.engine import Gang
 from bnscale.engine.checkpoint import write
 from bnscale.networks import build
+from bnscale.networks.norm import composed
 from bnscale.storage import storage
 from bnscale.store import Store
 from bnscale.train import Job, fail, run
@@ -86,7 +87,9 @@ def job(trial: Trial, store: Path) -> Job:
 
 def logits(network: nn.Module, trial: Trial) -> torch.Tensor:
     images_NCHW, _ = next(Resident(trial, Path(NOWHERE), torch.device("cpu")).batches("test", 50))
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=trial.precision is Precision.BF16):
+    half = torch.autocast("cpu", torch.bfloat16, enabled=trial.precision is Precision.BF16)
+    # An engine fuses norms with what follows, and rounds otherwise; a network from a file is computed as by torch.
+    with composed(network), torch.no_grad(), half:
         return network(images_NCHW)
 
 

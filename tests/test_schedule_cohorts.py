@@ -27,14 +27,18 @@ from bnscale.probes import STEP, curve, gamma
 from bnscale.probes.snapshot import Snapshot
 from bnscale.schedule.budget import Forecast
 from bnscale.schedule.cohorts import MOST, Unit, alone, units_of
-from bnscale.schedule.failure import Ending, Kind, Memory
+from bnscale.schedule.failure import Ending, Failure, Kind, Memory
 from bnscale.schedule.loop import Training
 from bnscale.schedule.needs import GIB, Cluster, Need, Node, needs_of
 from bnscale.schedule.tune import run
-from bnscale.schedule.turns import Turn, take
+from bnscale.schedule.tune.driver import _Telling
+from bnscale.schedule.tune.lead import Brief
+from bnscale.schedule.turns import Elsewhere, Turn, take
 from bnscale.storage import Folder
 from bnscale.store import Store, TakenOver
-from bnscale.trial import Outcome, Trainable, Trial
+from bnscale.study.passes import Passes
+from bnscale.study.run import Way
+from bnscale.trial import Outcome, Refusal, Trainable, Trial
 
 for module in (test_tune, sys.modules[__name__]):
     cloudpickle.register_pickle_by_value(module)  # workers do not import tests
@@ -121,7 +125,7 @@ def cluster() -> Iterator[Cluster]:
 def go(
     jobs: Sequence[Any], cluster: Cluster, *units: Sequence[Any], **more: Any
 ) -> tuple[dict[str, Ending], list[str]]:
-    """Those that no unit names are alone."""
+    """Those that no unit names are alone. One worker at a time, unless `threads` leaves CPUs for others."""
     foreseen = foresee(list(jobs))
     parts = [Unit(tuple(each.trial.id for each in unit), foreseen[unit[0].trial.id]) for unit in units]
     named = {trial for part in parts for trial in part.trials}
@@ -132,12 +136,11 @@ def go(
             foreseen,
             cluster,
             workers=1,
-            threads=1,
             rivals=None,
             watch=watch,
             mend="the same again",
             units=parts,
-            **({"loop": Together()} | more),
+            **({"loop": Together(), "threads": 4} | more),
         )
     return endings, watch.said
 
@@ -254,6 +257,23 @@ def test_what_is_left_of_a_pass_takes_less_and_alone_what_one_takes() -> None:
 # --- shares of a GPU ------------------------------------------------------------------------------
 
 
+def test_what_another_driver_held_of_a_pass_that_broke_up_is_trained_here_when_it_comes_back(tmp_path: Path) -> None:
+    jobs = [job(tmp_path, seed) for seed in range(1, 5)]
+    forecasts = foresee(jobs)
+    names = [job.trial.id for job in jobs]
+    brief = Brief({job.trial.id: job for job in jobs}, {}, forecasts, Training(), run="here", stall=60)
+    with Listener(jobs) as watch:
+        telling = _Telling(brief, watch, None, elastic=False, units=[Unit(tuple(names), forecasts[names[0]])])
+        telling.settle(names[3], Elsewhere("another driver", over=False))
+        failure = Failure(Kind.CODE, "wrong")
+        for name in names[:3]:
+            telling.judge.failed(name, failure, may_recompute=False)
+        telling._break_up(names[:3], failure)
+        assert sorted(unit.trials for unit in telling.left()) == sorted((name,) for name in names[:3])
+        telling.settle(names[3], None)
+        assert sorted(unit.trials for unit in telling.left()) == sorted((name,) for name in names)
+
+
 def test_trials_share_a_gpu_as_memory_and_cpus_allow_and_never_more_than_eight() -> None:
     node = Node(16, 2, 64 * GIB, "H100", 80 * GIB)
     one = Cluster("", True, None, [node])
@@ -291,6 +311,23 @@ def test_a_part_of_a_gpu_is_all_the_memory_that_a_process_has(monkeypatch: pytes
     assert crowded.shared(4) == Memory(4 * GIB, 0, 3 * GIB, 3 * GIB)
     assert crowded.shared(4).kind is Kind.OOM
     assert Memory(16 * GIB, 14 * GIB, 3 * GIB, 3 * GIB).shared(4).kind is Kind.NEIGHBOUR
+
+
+def test_what_cannot_share_a_pass_or_a_gpu_is_refused_and_a_plan_says_how_many_passes_there_are() -> None:
+    for words in ({"workers_per_trial": 2}, {"asha": True}):
+        for name in ("cohort", "trials_per_gpu"):
+            with pytest.raises(Refusal, match=f"--{name.replace('_', '-')} 4: .*leave"):
+                Way(**words | {name: 4})
+            assert Way(**words | {name: 1}).words[-2:] == [f"--{name.replace('_', '-')}", "1"]
+    one = Forecast(100.0, GIB, 4 * GIB, 5)
+    trials = {trial.id: trial for trial in grid(5)}
+    a, b, c, d, e = trials
+    passes = Passes([Unit(each, one) for each in ((a, b, c), (d,), (e,))], {d: 4}, {d: 3.0}, 1)
+    assert passes.said == ", in 3 passes of at most 3, at most 4 on one GPU"
+    assert passes.seconds == {a: 100, b: 100, c: 100, d: 300, e: 100}  # what shares a GPU takes longer
+    assert passes.parts == {a: 1 / 3, b: 1 / 3, c: 1 / 3, d: 1, e: 1}
+    assert [(load.seconds, load.slots) for load in passes.loads(trials)] == [(100, 1), (300, 0.25), (100, 1)]
+    assert Passes([Unit((e,), one)], {}, {}, 1).said == ""
 
 
 # --- with Ray -------------------------------------------------------------------------------------
@@ -419,7 +456,7 @@ def test_as_many_trials_run_at_once_as_the_gpus_have_parts_and_one_too_large_get
     needs = needs_of(crowd, foresee(crowd), cluster, 1, 1, dict.fromkeys(ids(*crowd), 2))
     assert [need.bundles()[0]["GPU"] for need in needs.values()] == [0.5] * 4
     began = time.monotonic()
-    endings, said = go([*crowd, large], cluster, sharers=dict.fromkeys(ids(*crowd, large), 2))
+    endings, said = go([*crowd, large], cluster, threads=1, sharers=dict.fromkeys(ids(*crowd, large), 2))
     assert time.monotonic() - began < 200
     assert {ending.outcome for ending in endings.values()} == {Outcome.FINISHED}
     assert (tmp_path / f"{large.trial.id}.share").read_text().split() == ["0.5", "1.0"]
@@ -440,7 +477,7 @@ def test_a_study_in_passes_has_the_tables_of_one_trained_alone_also_after_a_kill
     for each in whole[:3]:  # in this process, one after the other
         for _ in train.run([each], Gang(), 1, lambda: False):
             pass
-    endings, said = go(united, cluster, united, loop=Killed())
+    endings, said = go(united, cluster, united, threads=1, loop=Killed())
     assert [endings[name].outcome for name in ids(*united)] == [Outcome.FINISHED] * 3 + [Outcome.FAILED]
     assert sum("a worker died" in line for line in said) == 1
     assert sum("goes on each alone" in line and "the probe broke" in line for line in said) == 1

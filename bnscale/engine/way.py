@@ -151,7 +151,7 @@ def _gist(error: Exception) -> str:
 
 
 def keep_bits(device: torch.device) -> None:
-    """Same trial, same machine: same bits."""
+    """Same trial, same machine, in the same company: same bits."""
     if device.type == "cuda":
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False

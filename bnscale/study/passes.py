@@ -11,20 +11,34 @@ from bnscale.schedule.needs import Cluster, gpu_type
 from bnscale.store import Manifest
 from bnscale.study.asked import Asked
 from bnscale.train import readings
-from bnscale.trial import Trainable, Trial
+from bnscale.trial import Refusal, Trainable, Trial
 
 FULL = 0.8  # of the time one after the other: trials that would take more than that at once do not share a GPU
 
 
 @dataclass(frozen=True)
 class Sharing:
-    """What a user says about it; None leaves it to the forecast."""
+    """What a user says about it; None leaves it to the forecast. Raises `Refusal` for what cannot be together."""
 
     cohort: int | None = None  # members of a pass at most; 1: none shares one
     trials_per_gpu: int | None = None  # 1: none shares one
     workers: int = 1  # of a trial; several train it alone, each on its own GPU
     threads: int = 1
     halving: bool = False  # trials compete, so each is trained alone
+
+    def __post_init__(self) -> None:
+        for name, count in (("cohort", self.cohort), ("trials-per-gpu", self.trials_per_gpu)):
+            if count is None or count == 1:
+                continue
+            if self.workers > 1:
+                raise Refusal(
+                    f"--{name} {count}: a trial of {self.workers} workers shares them and its GPUs with no other; "
+                    f"leave out --{name} or --workers-per-trial"
+                )
+            if self.halving:
+                raise Refusal(
+                    f"--{name} {count}: with --asha trials that compete stop one by one; leave one of the two out"
+                )
 
 
 @dataclass(frozen=True)
@@ -110,11 +124,12 @@ class Passes:
 
 
 def _measured(begun: Sequence[Manifest]) -> dict[Trial | None, int]:
-    """Bytes of a GPU that trials of a shape held at their peak, alone in their pass."""
+    """Bytes of a GPU that trials of a shape held at their peak, alone in their pass and with all activations kept."""
     found: dict[Trial | None, int] = {}
     for each in begun:
         peak = each.facts.get("peak_memory")
-        if peak and gpu_type(each.facts.get("device") or "") and not each.facts.get("cohort"):
+        usual = not each.facts.get("cohort") and not each.facts.get("recomputed")
+        if peak and usual and gpu_type(each.facts.get("device") or ""):
             shape = alike(each.recalled)
             found[shape] = max(found.get(shape, 0), peak)
     return found

@@ -58,18 +58,7 @@ class Way:
             if value is not None and not (math.isfinite(value) and value >= 0):
                 out = "leave it out" if name == "max-hours" else "its least is 0"
                 raise Refusal(f"--{name} {value:g}: is a number of {_UNITS[name]}, and not without end; {out}")
-        for name, count in (("cohort", self.cohort), ("trials-per-gpu", self.trials_per_gpu)):
-            if count is None or count == 1:
-                continue
-            if self.workers_per_trial > 1:
-                raise Refusal(
-                    f"--{name} {count}: a trial of {self.workers_per_trial} workers shares them and its GPUs with no "
-                    f"other; leave out --{name} or --workers-per-trial"
-                )
-            if self.asha:
-                raise Refusal(
-                    f"--{name} {count}: with --asha trials that compete stop one by one; leave one of the two out"
-                )
+        _ = self.sharing  # refuses what cannot be together
 
     @property
     def sharing(self) -> Sharing:

@@ -452,11 +452,13 @@ class _Telling(tune.Callback):
     def _break_up(self, members: list[str], failure: Failure) -> None:
         """The trials of a unit go on apart: one's fault is nobody else's. Too large for the memory, it is halved."""
         forecasts = self.brief.forecasts
-        unit = next(unit for unit in self.units if set(members).issubset(unit.trials)).of(members, forecasts)
+        whole = next(unit for unit in self.units if set(members).issubset(unit.trials))
+        unit = whole.of(members, forecasts)
         halved = failure.kind in (Kind.OOM, Kind.NEIGHBOUR) and len(members) > 3
         parts = unit.halves(forecasts) if halved else unit.singles(forecasts)
-        rest = [other for other in self.units if not set(members).issubset(other.trials)]
-        self.units = rest + parts
+        # What another driver holds of it may come back, when that driver dies.
+        elsewhere = [each for each in whole.trials if each not in members and each not in self.endings]
+        self.units = [*(other for other in self.units if other is not whole), *parts, *alone(elsewhere, forecasts)]
         for each in members:
             self.judge.forgive(each)
             self.later.add(each)
