@@ -11,17 +11,17 @@ from torch import Tensor
 from bnscale.trial import Trial
 
 
-def added(trial: Trial, outputs_NK: Tensor, targets: Tensor) -> Tensor:
-    """The losses of N images, added up: cross-entropy in nats, or half the squared error."""
+def of_images(trial: Trial, outputs_NK: Tensor, targets: Tensor) -> Tensor:
+    """The losses of N images, one each: cross-entropy in nats, or half the squared error."""
     if trial.facts.regression:
-        return F.mse_loss(outputs_NK.float(), targets, reduction="sum") / 2
-    return F.cross_entropy(outputs_NK.float(), targets, reduction="sum")
+        return (outputs_NK.float() - targets).square().sum(1) / 2
+    return F.cross_entropy(outputs_NK.float(), targets, reduction="none")
 
 
 def of_batch(trial: Trial, outputs_NK: Tensor, targets: Tensor) -> Tensor:
     """The loss of a batch, from any share of it: shares of equal size have it as their mean."""
     if trial.facts.regression:
-        return added(trial, outputs_NK, targets) * (trial.batch / len(targets))
+        return F.mse_loss(outputs_NK.float(), targets, reduction="sum") / 2 * (trial.batch / len(targets))
     return F.cross_entropy(outputs_NK.float(), targets)
 
 
@@ -35,8 +35,9 @@ def of_each(trial: Trial, outputs_NK: Tensor, targets: Tensor) -> Tensor:
 
 
 def right(trial: Trial, outputs_NK: Tensor, targets: Tensor) -> Tensor | None:
-    """How many of N images have their label as the largest output, and in the five largest; None for a regression."""
+    """Which of N images have their label as the largest output, and in the five largest: (N, 2). None for a
+    regression."""
     if trial.facts.regression:
         return None
     best_N5 = outputs_NK.topk(min(5, outputs_NK.shape[1])).indices == targets[:, None]
-    return torch.stack([best_N5[:, 0].sum(), best_N5.sum()])
+    return torch.stack([best_N5[:, 0], best_N5.any(1)], 1)

@@ -19,6 +19,7 @@ from bnscale.engine.cohort import CohortEngine
 from bnscale.engine.local import LocalEngine
 from bnscale.networks import build
 from bnscale.networks.cohort import Stacked, StackedNorm, kin, members
+from bnscale.networks.layers import mode
 from bnscale.networks.recompute import Activations
 from bnscale.probes import STEP, curve, gamma, gradient, parameter_gradient
 from bnscale.rules import RENORM
@@ -210,7 +211,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("way", [StackedNorm.in_kernels, StackedNorm.in_operations])
 @pytest.mark.parametrize("named", FAMILIES)
-def test_in_double_precision_losses_gradients_and_statistics_are_those_of_the_networks_apart(
+def test_in_double_precision_losses_gradients_statistics_and_outputs_are_those_of_the_networks_apart(
     named: str, way: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(StackedNorm, "forward", way)
@@ -239,6 +240,13 @@ def test_in_double_precision_losses_gradients_and_statistics_are_those_of_the_ne
             stacked.of(place, stacked.gradients_A / scale), {n: g / scale for n, g in gradients.items()}, 1e-11
         )
         assert_close(dict(networks[place].named_buffers()), dict(network.named_buffers()), 1e-12)
+
+    with mode(stacked, training=False), torch.no_grad():
+        outputs = stacked(images)
+    for outputs_BC, network in zip(outputs.unflatten(0, (len(apart), -1)), apart, strict=True):
+        with mode(network, training=False), torch.no_grad():
+            torch.testing.assert_close(outputs_BC, network(images), rtol=1e-11, atol=1e-11)
+    assert_close(dict(networks[0].named_buffers()), dict(apart[0].named_buffers()), 1e-12)
 
 
 def batch(trial: Trial) -> tuple[Tensor, Tensor]:

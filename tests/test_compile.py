@@ -4,7 +4,7 @@ import gc
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -12,14 +12,17 @@ from examples import digits
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from bnscale import score
 from bnscale.data import Resident
-from bnscale.engine import Gang, compiled
+from bnscale.engine import Gang, compiled, evaluation
 from bnscale.engine.cohort import CohortEngine
 from bnscale.engine.local import LocalEngine
+from bnscale.engine.objective import Objective
 from bnscale.engine.recorded import Recorded, again
 from bnscale.engine.way import Way, ways
 from bnscale.networks import build
 from bnscale.networks.recompute import Activations
+from bnscale.score import Score
 from bnscale.storage import storage
 from bnscale.trial import Network, Norm, Precision, Trainable, Trial
 
@@ -244,3 +247,51 @@ def test_of_an_engine_that_is_closed_nothing_stays() -> None:
 def test_noise_that_is_drawn_anew_each_step_is_never_recorded() -> None:
     assert Way.RECORDED in ways(digits(), torch.device("cuda"))
     assert Way.RECORDED not in ways(digits(norm=Norm.NOISY, trainable=Trainable.ALL), torch.device("cuda"))
+
+
+# --- evaluation ----------------------------------------------------------------------------------------
+
+
+def scored(trials: list[Trial], way: Way) -> tuple[CohortEngine | LocalEngine, list[Score]]:
+    engine: CohortEngine | LocalEngine = (
+        CohortEngine(build(trials[0]), trials, Gang(), [None] * len(trials), Activations.KEPT, way)
+        if len(trials) > 1
+        else engine_of(trials[0], way)
+    )
+    data = Resident(trials[0], NOWHERE, CPU)
+    members = engine.members if isinstance(engine, CohortEngine) else [engine]
+    return engine, [member.score("test", data) for member in members]
+
+
+@pytest.mark.parametrize("trials", [[digits()], [digits(lr=rate) for rate in (0.1, 0.2)]], ids=["alone", "a cohort"])
+def test_where_steps_are_compiled_whole_batches_of_an_evaluation_are(
+    trials: list[Trial], graphs: CompileCounterWithBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(score, "EVALUATION_BATCH", 100)  # of 360 images
+    _, plain = scored(trials, Way.PLAIN)
+    assert graphs.frame_count == 0
+    engine, found = scored(trials, Way.COMPILED)
+    assert graphs.frame_count == 3 + 3  # of eight layers there is a block a stage: in training, and in evaluation
+    for one, other in zip(plain, found, strict=True):
+        assert one.images == other.images == 360
+        assert one.loss == pytest.approx(other.loss, rel=1e-5)
+        assert one.accuracy == pytest.approx(other.accuracy, abs=0.01)
+    assert all(module.training for module in engine._evaluation._objective.modules())
+
+
+def test_an_evaluation_that_cannot_be_compiled_is_computed_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(score, "EVALUATION_BATCH", 100)
+    trial = digits()
+    objective, data = Objective(build(trial), trial), Resident(trial, NOWHERE, CPU)
+    tries: list[int] = []
+
+    def no_more(*told: object) -> NoReturn:
+        tries.append(1)
+        raise RuntimeError("recompile_limit reached with fullgraph=True")
+
+    plain = evaluation.Evaluation(objective, Way.PLAIN)("test", data)
+    monkeypatch.setattr(evaluation, "computing", no_more)
+    compiling = evaluation.Evaluation(objective, Way.COMPILED)
+    assert torch.equal(compiling("test", data), plain)
+    assert torch.equal(compiling("test", data), plain)
+    assert len(tries) == 1

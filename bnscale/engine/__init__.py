@@ -5,10 +5,15 @@ The training loop sees one `Pass` and asks nothing about ranks, devices or preci
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from bnscale.score import Score
+
+if TYPE_CHECKING:
+    from bnscale.data import Resident
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,10 @@ class Member(Protocol):
     def momentum(self) -> dict[str, Tensor]:
         """The optimiser's whole momentum buffers by parameter, to be read only: the last update over its learning rate.
         None before the first update, or where momentum is 0."""
+        ...
+
+    def score(self, part: str, data: "Resident") -> Score:
+        """How the network as it stands does on a part of the data, in evaluation mode."""
         ...
 
     def save(self, step: int, facts: dict[str, Any]) -> None:

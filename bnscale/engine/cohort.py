@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnscale.data import blank
+from bnscale.data import Resident, blank
 from bnscale.engine import Gang
+from bnscale.engine.evaluation import Evaluation
 from bnscale.engine.objective import Objectives, decay_of
 from bnscale.engine.state import Kept, frozen_sum
 from bnscale.engine.way import Steps, Way, backend, computing, keep_bits, ways
@@ -21,6 +22,7 @@ from bnscale.networks import trained
 from bnscale.networks.cohort import Stacked, members
 from bnscale.networks.norm import NormLayer, fuse
 from bnscale.networks.recompute import Activations
+from bnscale.score import Score
 from bnscale.storage import Storage
 from bnscale.trial import Trial
 
@@ -51,7 +53,7 @@ class CohortEngine:
         self._momentum_A = torch.zeros_like(self._stacked.values_A)
         keep_bits(gang.device)
         self._ways = [way] if way else ways(trials[0], gang.device)
-        self._set([Member(*each, gang) for each in zip(trials, networks, kept, strict=True)])
+        self._set([Member(*each, self) for each in zip(trials, networks, kept, strict=True)])
 
     def _set(self, members: list["Member"]) -> None:
         """Set everything to these members, whose networks are stacked."""
@@ -82,6 +84,8 @@ class CohortEngine:
         self._penalised = any(trial.gamma_l1 or trial.gamma_l2 or trial.beta_l1 or trial.beta_l2 for trial in trials)
         self._steps = Steps(self, self._ways, blank(trials[0], self.gang.device))
         self._ways = self._ways[self._ways.index(self._steps.way) :]  # also for fewer members
+        self._evaluation = Evaluation(self._objectives, self.way, len(members))
+        self.changed()
 
     def _spread(self, values: Sequence[float], to_A: Tensor) -> None:
         """Give each trial's value to all its gammas and betas. Nobody waits for a GPU."""
@@ -109,13 +113,15 @@ class CohortEngine:
         self._steps.move()
         for member in self.members:
             member.moved = True
+        self.changed()
 
     # --- the parts of a step ---------------------------------------------------------------------
 
     def begin(self, way: Way) -> None:
         self.way = way
         if way is Way.FUSED:
-            fuse(self._stacked.body)
+            for network in (self._stacked.body, *self._stacked.members):
+                fuse(network)
 
     def losses(self, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
         with computing(self._stacked.body, self.way, self._activations):
@@ -163,6 +169,19 @@ class CohortEngine:
             for name, momentum in before.items():
                 member.momenta[name].copy_(momentum)
 
+    # --- between the steps -------------------------------------------------------------------------
+
+    def changed(self) -> None:
+        """The networks are not what they were: no score holds any more."""
+        self._scores: dict[tuple[str, Resident], list[Score]] = {}
+
+    def score(self, member: "Member", part: str, data: Resident) -> Score:
+        """One member's. Those of all are computed in one pass, and once a step."""
+        if (part, data) not in self._scores:
+            counted = zip(self.members, self._evaluation(part, data).tolist(), strict=True)
+            self._scores[part, data] = [Score.of(each.trial, own) for each, own in counted]
+        return self._scores[part, data][self.members.index(member)]
+
     def total(self, value: Tensor) -> Tensor:
         return value
 
@@ -177,13 +196,14 @@ class CohortEngine:
 class Member:
     """One trial of a cohort, as its probes and its checkpoints see it: a network like any other."""
 
-    def __init__(self, trial: Trial, module: nn.Module, kept: Kept, gang: Gang) -> None:
+    def __init__(self, trial: Trial, module: nn.Module, kept: Kept, cohort: CohortEngine) -> None:
         self.trial = trial
         self.module = module  # its gammas, betas and statistics are views into the cohort's
-        self.gang = gang
+        self.gang = cohort.gang
         self.momenta: dict[str, Tensor] = {}  # views, too
         self.moved = False  # whether there has been an update of which momentum is left
         self._kept = kept
+        self._cohort = cohort
 
     def total(self, value: Tensor) -> Tensor:
         return value
@@ -196,6 +216,9 @@ class Member:
             return {}
         return {name: self.momenta[name] for name in trained(self.module)}
 
+    def score(self, part: str, data: Resident) -> Score:
+        return self._cohort.score(self, part, data)
+
     def save(self, step: int, facts: dict[str, Any]) -> None:
         self._kept.save(self.module, self.momentum(), step, facts)
 
@@ -204,6 +227,7 @@ class Member:
         for name, value in momentum.items():
             self.momenta[name].copy_(value)
         self.moved = bool(momentum)
+        self._cohort.changed()
         return step, facts
 
 

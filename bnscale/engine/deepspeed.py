@@ -18,13 +18,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from bnscale.data import Resident
 from bnscale.engine import Gang
 from bnscale.engine.checkpoint import newest, write
+from bnscale.engine.evaluation import Evaluation
 from bnscale.engine.objective import Objective, decays
 from bnscale.engine.state import frozen_sum, load_state, state
+from bnscale.engine.way import Way
 from bnscale.networks import trained, workers
 from bnscale.networks.norm import fuse
 from bnscale.networks.recompute import Activations, recomputing
+from bnscale.score import Score
 from bnscale.storage import Storage
 from bnscale.trial import Refusal, Trial
 
@@ -166,9 +170,11 @@ class DeepSpeedEngine:
         self._sgd = torch.optim.SGD(decays(module, trial), trial.lr, momentum=trial.momentum)
         self._zero = zero
         self._activations = activations
+        objective = Objective(module, trial)
+        self._evaluation = Evaluation(objective, Way.PLAIN)
         share = trial.batch // gang.workers
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=Objective(module, trial),
+            model=objective,
             optimizer=self._sgd,
             config={
                 "train_batch_size": trial.batch,
@@ -218,6 +224,11 @@ class DeepSpeedEngine:
     def statistics(self) -> dict[str, Tensor]:
         """Copies of the network's buffers, which `step` has made the same on every worker."""
         return {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+
+    def score(self, part: str, data: Resident) -> Score:
+        """How the network as it stands does on a part of the data, in evaluation mode: each worker evaluates some."""
+        mine_14 = self._evaluation(part, data, slice(self.gang.rank, None, self.gang.workers))
+        return Score.of(self._trial, self.total(mine_14)[0].tolist())
 
     def save(self, step: int, facts: dict[str, Any]) -> None:
         """A checkpoint after `step` updates, whole or absent; the last two are kept.

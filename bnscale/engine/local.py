@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnscale.data import blank
+from bnscale.data import Resident, blank
 from bnscale.engine import Gang
+from bnscale.engine.evaluation import Evaluation
 from bnscale.engine.objective import Objective, decays
 from bnscale.engine.state import Kept, frozen_sum
 from bnscale.engine.way import Steps, Way, backend, computing, keep_bits, ways
 from bnscale.networks import trained
 from bnscale.networks.norm import fuse
 from bnscale.networks.recompute import Activations
+from bnscale.score import Score
 from bnscale.storage import Storage
 from bnscale.trial import Trial
 
@@ -55,6 +57,7 @@ class LocalEngine:
         keep_bits(gang.device)
         self._steps = Steps(self, [way] if way else ways(trial, gang.device), blank(trial, gang.device))
         self.way = self._steps.way
+        self._evaluation = Evaluation(self._objective, self.way)
 
     @property
     def backend(self) -> str:
@@ -129,6 +132,9 @@ class LocalEngine:
             return {}
         kept = {name: self._sgd.state[p].get("momentum_buffer") for name, p in self._trained.items()}
         return {name: buffer for name, buffer in kept.items() if buffer is not None}
+
+    def score(self, part: str, data: Resident) -> Score:
+        return Score.of(self._objective.trial, self._evaluation(part, data)[0].tolist())
 
     def save(self, step: int, facts: dict[str, Any]) -> None:
         self._kept.save(self.module, self.momentum(), step, facts)

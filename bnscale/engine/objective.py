@@ -24,10 +24,11 @@ class Objective(nn.Module):
 
     def forward(self, images_NCHW: Tensor, targets: Tensor) -> Tensor:
         """The objective of a batch, from N images of it: a float32 scalar."""
-        precision = self.trial.precision
-        with torch.autocast(images_NCHW.device.type, torch.bfloat16, enabled=precision is Precision.BF16):
-            outputs_NK = self.network(images_NCHW)
-        return loss.of_batch(self.trial, outputs_NK, targets) + self._penalties()
+        return loss.of_batch(self.trial, self.outputs(images_NCHW), targets) + self._penalties()
+
+    def outputs(self, images_NCHW: Tensor) -> Tensor:
+        """The network's, in the trial's precision."""
+        return _outputs(self.network, self.trial, images_NCHW)
 
     def _penalties(self) -> Tensor | float:
         """l1 times the sum of |gamma|, l2 times the sum of gamma^2, over all norm layers; and so for beta."""
@@ -53,10 +54,17 @@ class Objectives(nn.Module):
 
     def forward(self, images_BCHW: Tensor, targets: Tensor) -> Tensor:
         """Of each trial: float32, (K,)."""
-        precision = self.trial.precision
-        with torch.autocast(images_BCHW.device.type, torch.bfloat16, enabled=precision is Precision.BF16):
-            outputs_NK = self.network(images_BCHW)
-        return loss.of_each(self.trial, outputs_NK, targets)
+        return loss.of_each(self.trial, self.outputs(images_BCHW), targets)
+
+    def outputs(self, images_BCHW: Tensor) -> Tensor:
+        """Of one trial after the other, in their precision."""
+        return _outputs(self.network, self.trial, images_BCHW)
+
+
+def _outputs(network: nn.Module, trial: Trial, images: Tensor) -> Tensor:
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=trial.precision is Precision.BF16):
+        outputs: Tensor = network(images)
+        return outputs
 
 
 def decays(network: nn.Module, trial: Trial) -> list[dict[str, object]]:

@@ -57,8 +57,7 @@ def kin(trial: Trial) -> Trial | None:
 
 
 class StackedNorm(BatchNorm):
-    """The batch norms of K trials at one site, in training: each trial's images by their own statistic, gamma and beta,
-    (K, C) each.
+    """The batch norms of K trials at one site: each trial's images by their own statistic, gamma and beta, (K, C) each.
 
     One that `spreads` gets the B images that all trials have in common, as the first norm does behind the first
     convolution, and gives each trial its own of them: (B, C, H, W) to (N, C, H, W).
@@ -84,18 +83,20 @@ class StackedNorm(BatchNorm):
         self.spreads = spreads
 
     def fuses(self, images_NCHW: Tensor) -> bool:
-        return self.fused and fused.fits(images_NCHW)
+        return self.fused and (self.training or not torch.is_grad_enabled()) and fused.fits(images_NCHW)
 
     def rectified(self, images_NCHW: Tensor, plus_NCHW: Tensor | None) -> Tensor:
+        given = (self.weight, self.bias, self.running_mean, self.running_var)
+        if not self.training:
+            each_NCHW = torch.cat([images_NCHW] * len(self.weight)) if self.spreads else images_NCHW
+            return fused.evaluated(each_NCHW, plus_NCHW, *given, EPS)
         if not self.spreads:
-            given = (self.weight, self.bias, self.running_mean, self.running_var)
             return fused.rectified(images_NCHW, plus_NCHW, *given, self.momentum, EPS)
         assert plus_NCHW is None, "nothing is added behind the first convolution"
-        rows = zip(self.weight, self.bias, self.running_mean, self.running_var, strict=True)
+        rows = zip(*given, strict=True)
         return torch.cat([fused.rectified(images_NCHW, None, *row, self.momentum, EPS) for row in rows])
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
-        assert self.training, "a trial is evaluated by a network of its own"
         # Of operations a compiler makes a few kernels for all trials. On a GPU without one, too, torch's kernel once a
         # trial would take K times the launches.
         kernels = images_NCHW.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -108,7 +109,7 @@ class StackedNorm(BatchNorm):
         rows = zip(self.running_mean, self.running_var, self.weight, self.bias, parts, strict=True)
         return torch.cat(
             [
-                F.batch_norm(part_BCHW, mean_C, var_C, gamma_C, beta_C, True, self.momentum, EPS)
+                F.batch_norm(part_BCHW, mean_C, var_C, gamma_C, beta_C, self.training, self.momentum, EPS)
                 for mean_C, var_C, gamma_C, beta_C, part_BCHW in rows
             ]
         )
@@ -120,27 +121,32 @@ class StackedNorm(BatchNorm):
         trials = 1 if self.spreads else len(self.weight)
         x_KSC = last.reshape(trials, -1, last.shape[-1])
         wide_KSC = x_KSC.to(torch.promote_types(x_KSC.dtype, self.weight.dtype))
-        var_KC, mean_KC = torch.var_mean(wide_KSC, 1, correction=0)
-        with torch.no_grad():
-            values = x_KSC.shape[1]
-            self.running_mean.lerp_(mean_KC.expand_as(self.running_mean), self.momentum)
-            self.running_var.lerp_((var_KC * (values / (values - 1))).expand_as(self.running_var), self.momentum)
+        mean_KC, var_KC = self._moments(wide_KSC) if self.training else (self.running_mean, self.running_var)
         scale_KC = self.weight * (var_KC + EPS).rsqrt()
         y_KSC = (wide_KSC - mean_KC[:, None]) * scale_KC[:, None] + self.bias[:, None]
         y = y_KSC.to(images_NCHW.dtype).view(-1, *last.shape[1:])
         return y.permute(0, 3, 1, 2) if maps else y
+
+    def _moments(self, x_KSC: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each trial, or of what they have in common; the running ones move."""
+        var_KC, mean_KC = torch.var_mean(x_KSC, 1, correction=0)
+        with torch.no_grad():
+            values = x_KSC.shape[1]
+            self.running_mean.lerp_(mean_KC.expand_as(self.running_mean), self.momentum)
+            self.running_var.lerp_((var_KC * (values / (values - 1))).expand_as(self.running_var), self.momentum)
+        return mean_KC, var_KC
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, trials={len(self.weight)}" + (", spreads" if self.spreads else "")
 
 
 class Stacked(nn.Module):
-    """K networks as one, in training: the B images of a step in, N outputs out, trial after trial.
+    """K networks as one: the B images of a step in, N outputs out, trial after trial. Or those of an evaluation.
 
     `body` becomes the network that computes: each norm of it makes room for a `StackedNorm`. Gammas and betas of all
     trials are `values_A`, of which the norms' parameters are pieces, as their gradients are pieces of `gradients_A`; a
-    gamma or beta that a trial does not have is 1 or 0 there. `members`, of the same weights, are evaluated, measured
-    and saved: their gammas, betas and running statistics become views into the same tensors.
+    gamma or beta that a trial does not have is 1 or 0 there. `members`, of the same weights, are measured and saved:
+    their gammas, betas and running statistics become views into the same tensors.
     """
 
     def __init__(self, body: nn.Module, members: Sequence[nn.Module], trial: Trial) -> None:
@@ -194,7 +200,8 @@ class Stacked(nn.Module):
         return values_A[piece].view(-1, channels)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        self.steps_KL.add_(1)
+        if self.training:
+            self.steps_KL.add_(1)
         if self._spreads:
             return self.body(images_BCHW)
         # The first norm stands where trials have been at work on their own already.

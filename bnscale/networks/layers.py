@@ -51,6 +51,19 @@ def watched(some: Iterable[Layer], see: Callable[[Layer, Tensor, Tensor], None])
             handle.remove()
 
 
+@contextmanager
+def mode(network: nn.Module, *, training: bool) -> Iterator[None]:
+    """Training or evaluation mode for a while, each module's own mode afterwards."""
+    others = [module for module in network.modules() if module.training is not training]
+    for module in others:
+        module.training = training
+    try:
+        yield
+    finally:
+        for module in others:
+            module.training = not training
+
+
 def trunk(network: nn.Module) -> dict[str, nn.Module]:
     """The parts that the forward pass goes through one after the other, by module path; what stands before and behind
     them is not among them. Empty where a network has no such row."""

@@ -53,5 +53,6 @@ def batch_curve(at: Snapshot) -> Iterator[BatchCurve]:
     if not math.isfinite(value):  # the largest of logits that are no numbers says nothing
         yield BatchCurve(at.step, at.epoch, len(targets), math.inf, None)
         return
-    hits = loss.right(at.trial, outputs, targets)
-    yield BatchCurve(at.step, at.epoch, len(targets), value, None if hits is None else float(hits[0]) / len(targets))
+    right = loss.right(at.trial, outputs, targets)
+    accuracy = None if right is None else float(right[:, 0].sum()) / len(targets)
+    yield BatchCurve(at.step, at.epoch, len(targets), value, accuracy)

@@ -125,7 +125,7 @@ def clamp(at: Snapshot) -> Iterator[Clamp]:
     changed = {name: gamma_C.masked_fill(dead[name], 0) for name, gamma_C in gammas.items()}
     share = float(torch.cat(list(dead.values())).double().mean())
     for split in at.data.parts:
-        before, after = at.evaluate(split), at.evaluate(split, changed)
+        before, after = at.evaluate(split, {}), at.evaluate(split, changed)  # by the same operations
         yield Clamp(at.step, split, before.images, DEAD, share, before.accuracy, after.accuracy)
 
 

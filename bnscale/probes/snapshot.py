@@ -5,9 +5,7 @@ the stream of batches are what they would have been without it. Legend: N images
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any, Protocol, TypeVar, cast
 
@@ -17,13 +15,13 @@ from torch.func import functional_call
 
 from bnscale import loss
 from bnscale.data import Resident
+from bnscale.networks.layers import mode
 from bnscale.networks.norm import NormLayer, composed
 from bnscale.networks.workers import alone, gathered
+from bnscale.score import EVALUATION_BATCH, Score, sums
 from bnscale.trial import Precision, Trial
 
 T = TypeVar("T")
-
-EVALUATION_BATCH = 500  # images; a size that changes no number, for evaluation uses running statistics
 
 
 class Row(Protocol):
@@ -34,7 +32,7 @@ class Row(Protocol):
 
 
 class Workers(Protocol):
-    """The part of an engine that a snapshot needs: the sum over workers, settled statistics, momentum."""
+    """The part of an engine that a snapshot needs: the sum over workers, settled statistics, momentum, scores."""
 
     @property
     def module(self) -> nn.Module: ...
@@ -43,14 +41,7 @@ class Workers(Protocol):
     def total(self, value: Tensor) -> Tensor: ...
     def statistics(self) -> dict[str, Tensor]: ...
     def momentum(self) -> dict[str, Tensor]: ...
-
-
-@dataclass(frozen=True)
-class Score:
-    images: int
-    loss: float  # mean cross-entropy in nats; of a regression, half the squared error, mean over vectors
-    accuracy: float | None  # share of images whose label is the largest logit; None for a regression
-    top5: float | None  # share of images whose label is among the five largest logits
+    def score(self, part: str, data: Resident) -> Score: ...
 
 
 class Snapshot:
@@ -81,32 +72,22 @@ class Snapshot:
         """Norm layers by path, in the order of the forward pass."""
         return [(name, m) for name, m in self.network.named_modules() if isinstance(m, NormLayer)]
 
-    @torch.no_grad()
     def evaluate(self, part: str, changed: dict[str, Tensor] | None = None) -> Score:
-        """The network in evaluation mode on a part of the data, with some parameters `changed` or none.
+        """The network in evaluation mode on a part of the data, with some parameters `changed` or as it is.
 
-        The workers of a gang share the images.
+        The workers of a gang share the images, and the trials of a cohort one pass.
         """
+        if changed is None and not _hooked(self.network):
+            return self._engine.score(part, self.data)
         gang = self._engine.gang
-        sums = torch.zeros(4, dtype=torch.float64, device=self.data.device)  # images, loss, right, right among five
-        for images_NCHW, targets in self.data.batches(part, EVALUATION_BATCH, slice(gang.rank, None, gang.workers)):
-            logits_NK = self.logits(images_NCHW, changed)
-            sums[0] += len(targets)
-            sums[1] += loss.added(self.trial, logits_NK, targets).double()
-            hits = loss.right(self.trial, logits_NK, targets)
-            if hits is not None:
-                sums[2:] += hits
-        images, error, first, five = self._engine.total(sums).tolist()
-        if self.trial.facts.regression:
-            return Score(int(images), error / images, None, None)
-        if not math.isfinite(error):
-            first = five = math.nan  # the largest of logits that are no numbers says nothing
-        return Score(int(images), error / images, first / images, five / images)
+        batches = self.data.batches(part, EVALUATION_BATCH, slice(gang.rank, None, gang.workers))
+        mine_14 = sums(self.trial, lambda images_NCHW: self.logits(images_NCHW, changed), batches, self.data.device)
+        return Score.of(self.trial, self._engine.total(mine_14)[0].tolist())
 
     @torch.no_grad()
     def logits(self, images_NCHW: Tensor, changed: dict[str, Tensor] | None = None) -> Tensor:
         """Float32 logits in evaluation mode, with running statistics."""
-        with _mode(self.network, training=False), self._precision():
+        with mode(self.network, training=False), self._precision():
             return functional_call(self.network, self.statistics | (changed or {}), (images_NCHW,)).float()
 
     def batch(self, ahead: int = 0) -> tuple[Tensor, Tensor]:
@@ -122,7 +103,7 @@ class Snapshot:
         network's own; without them, copies of these are.
         """
         buffers = self.buffers() if buffers is None else buffers
-        single = (_mode(self.network, training=True), alone(self.network), gathered(self.network, len(images_NCHW)))
+        single = (mode(self.network, training=True), alone(self.network), gathered(self.network, len(images_NCHW)))
         with single[0], single[1], single[2], self._precision():
             return functional_call(self.network, changed | buffers, (images_NCHW,)).float()
 
@@ -216,14 +197,6 @@ class Snapshot:
         return torch.autocast(self.data.device.type, torch.bfloat16, enabled=self.trial.precision is Precision.BF16)
 
 
-@contextmanager
-def _mode(network: nn.Module, *, training: bool) -> Iterator[None]:
-    """Training or evaluation mode for a while, each module's own mode afterwards."""
-    others = [module for module in network.modules() if module.training is not training]
-    for module in others:
-        module.training = training
-    try:
-        yield
-    finally:
-        for module in others:
-            module.training = not training
+def _hooked(network: nn.Module) -> bool:
+    """Whether somebody sees what goes through a part of it: of several networks in one pass he would not."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bnscale.probes.probe import asks, relus
-from bnscale.probes.snapshot import EVALUATION_BATCH, Snapshot
+from bnscale.probes.snapshot import Snapshot
+from bnscale.score import EVALUATION_BATCH
 
 IMAGES = 1000  # images of the test part that are looked at; fewer where there are fewer
 OFF = 0.99  # a unit that is zero for more than this share of images counts as off

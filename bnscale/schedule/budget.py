@@ -30,7 +30,7 @@ from bnscale.engine.machine import release_gpu, release_memory
 from bnscale.engine.objective import Objective
 from bnscale.networks import build, trained
 from bnscale.probes import TABLES, Cadence, Probe, demand
-from bnscale.probes.snapshot import EVALUATION_BATCH
+from bnscale.score import batch_of
 from bnscale.trial import Network, NormInit, OutputBias, Placement, Refusal, Trainable, Trial, WeightInit
 
 FLOAT = 4  # bytes
@@ -307,7 +307,7 @@ def _memory(trial: Trial, counted: Work, workers: int, members: int) -> tuple[fl
     sites = placed(trial.network, trial.depth, trial.width, trial.facts.side, Placement.EVERY)
     widest = FLOAT * max((site.channels * site.side**2 for site in sites), default=0)  # one image's largest map
     training = members * (counted.saved + MAPS * widest * trial.batch) / workers
-    return weights, training, MAPS * widest * EVALUATION_BATCH
+    return weights, training, MAPS * widest * members * batch_of(members)
 
 
 @lru_cache
