@@ -26,6 +26,7 @@ from bnscale.schedule.notice import Notice
 from bnscale.schedule.tune import words
 from bnscale.schedule.tune.watchdog import Pulse, Watchdog, stacks
 from bnscale.schedule.turns import Elsewhere, Turn, take
+from bnscale.storage import StoreFailure
 from bnscale.store import TakenOver
 from bnscale.trial import Outcome, Refusal
 
@@ -373,8 +374,9 @@ class Lead(tune.Trainable):
         self.notice.busy = False
         if self.pulse:
             self.pulse.end()
+        # Who takes a trial over sweeps away what its last attempt was in the middle of writing: then a file is missing.
         others = isinstance(error, TakenOver) or (
-            isinstance(error, Refusal) and any(turn.overtaken() for turn in self.turns.values())
+            isinstance(error, Refusal | StoreFailure) and any(turn.overtaken() for turn in self.turns.values())
         )
         if others:
             return self._taken_over()
