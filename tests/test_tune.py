@@ -22,6 +22,7 @@ import pytest
 import torch
 from examples import digits
 from ray import cloudpickle
+from ray.tune import registry
 
 from bnscale.engine import Gang
 from bnscale.schedule.budget import Forecast
@@ -222,12 +223,17 @@ def alone(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         "dies": job(folder, DIES, steps=6, lr=0.05),
     }
     before = set(Path.cwd().iterdir())
-    outcomes, said = study(list(jobs.values()), cluster, workers=1, threads=cluster.cpus)
+    asked: list[str] = []
+    ask = registry._internal_kv_get
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_internal_kv_get", lambda key: (asked.append(key), ask(key))[1])
+        outcomes, said = study(list(jobs.values()), cluster, workers=1, threads=cluster.cpus)
     littered = set(Path.cwd().iterdir()) - before
     return jobs | {
         "outcomes": {name: outcomes[each.trial.id] for name, each in jobs.items()},
         "said": said,
         "littered": littered,
+        "asked": asked,
     }
 
 
@@ -262,6 +268,10 @@ def test_a_worker_keeps_what_it_has_after_its_first_trial_out_of_what_is_searche
     assert apart[0] == 0
     assert apart[1] > 10_000
     assert apart[1:] == sorted(apart[1:], reverse=True), "what later trials leave would be kept for ever"
+
+
+def test_the_cluster_is_not_asked_for_every_trial_what_is_trained(alone: dict[str, Any]) -> None:
+    assert 1 <= len(alone["asked"]) < len(alone["outcomes"])
 
 
 def test_an_error_of_the_code_is_recorded_and_not_tried_again(alone: dict[str, Any]) -> None:
