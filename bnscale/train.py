@@ -335,7 +335,9 @@ def _pass(
         yield from train(courses, engine, data, min(job.save_every for job in jobs), stop, most)
     finally:
         engine.close()
-        release_gpu(gang.device)
+        # One trial on a CPU leaves no ring of references, and to search for one takes longer than a short trial.
+        if len(jobs) > 1 or gang.workers > 1 or gang.device.type != "cpu":
+            release_gpu(gang.device)
 
 
 def _engine(jobs: Sequence[Job], data: Resident, gang: Gang) -> Pass:

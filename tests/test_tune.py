@@ -5,6 +5,7 @@ seed asks for.
 """
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -72,7 +73,7 @@ class Toy:
         checkpoint = Path(job.store) / f"{trial.id}.checkpoint"
         first = not evidence.exists()
         step = int(checkpoint.read_text()) if checkpoint.exists() else 0
-        told = f"began {step} {os.getpid()} {time.time()}"
+        told = f"began {step} {os.getpid()} {time.time()} {gc.get_freeze_count()}"
         met: set[int] = set()
         with evidence.open("a") as file:
             print(told, file=file, flush=True)
@@ -263,13 +264,22 @@ def test_a_warm_worker_serves_trial_after_trial(alone: dict[str, Any]) -> None:
     assert int(pids.pop()) != os.getpid()
 
 
+def test_a_worker_keeps_what_it_has_after_its_first_trial_out_of_what_is_searched_for_garbage(
+    alone: dict[str, Any],
+) -> None:
+    apart = [int(told(alone[name])[0][4]) for name in ("long", "middle", "raises", "diverges", "short", "dies")]
+    assert apart[0] == 0
+    assert apart[1] > 10_000
+    assert apart[1:] == sorted(apart[1:], reverse=True), "what later trials leave would be kept for ever"
+
+
 def test_an_error_of_the_code_is_recorded_and_not_tried_again(alone: dict[str, Any]) -> None:
     assert len(told(alone["raises"])) == 1
     assert failure(alone["raises"]).count("ArithmeticError: the toy broke") == 1
 
 
 def test_a_killed_worker_s_trial_goes_on_from_its_checkpoint(alone: dict[str, Any]) -> None:
-    (_, at, first, _), (_, again, second, _), ended = told(alone["dies"])
+    (_, at, first, *_), (_, again, second, *_), ended = told(alone["dies"])
     assert (at, again) == ("0", "2")  # it died in its third step
     assert first != second
     assert ended == ["ended", "6"]
