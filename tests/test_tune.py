@@ -22,6 +22,7 @@ import pytest
 import torch
 from examples import digits
 from ray import cloudpickle
+from ray._private.node import Node as RayNode
 from ray.tune import registry
 
 from bnscale.engine import Gang
@@ -205,6 +206,14 @@ def failure(each: Job) -> str:
 def cluster() -> Iterator[Cluster]:
     with connect("local") as found:
         yield found
+
+
+def test_a_cluster_of_our_own_starts_nothing_that_one_machine_has_no_use_for(cluster: Cluster) -> None:
+    here = {Path(word).name for each in psutil.Process().children(recursive=True) for word in each.cmdline()}
+    assert {"raylet", "gcs_server"} <= here
+    assert not {"monitor.py", "log_monitor.py", "dashboard.py"} & here
+    for name in ("start_monitor", "start_log_monitor", "start_api_server"):
+        assert getattr(RayNode, name).__module__ == RayNode.__module__  # other clusters of this process have them
 
 
 # --- one worker a trial ---------------------------------------------------------------------------
