@@ -42,16 +42,24 @@ def bucket(s3: s3_server.Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 # By turns one that starts clusters and one that computes: two clusters that start at once starve each other.
 LONG = (
     "test_worker_faults.py",
-    "test_train.py",
-    "test_command.py",
     "test_budget.py",
+    "test_command.py",
+    "test_train.py",
     "test_tune.py",
-    "test_killed_study.py",
     "test_deepspeed.py",
-    "test_search.py",
+    "test_schedule_cohorts.py",
+    "test_cohort.py",
     "test_drivers.py",
     "test_norm_kinds.py",
+    "test_killed_study.py",
+    "test_compile.py",
+    "test_search.py",
+    "test_report.py",
     "test_cluster_faults.py",
+    "test_gpu_script.py",
+    "test_process_faults.py",
+    "test_scale.py",
+    "test_santurkar_vgg.py",
 )
 
 

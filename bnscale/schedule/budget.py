@@ -230,7 +230,8 @@ class Pace:
         assert trial is not None, "the ladder has trials that exist"
         if (trial, members) not in self._timed:
             self._timed[trial, members] = _time(trial, self.device, self.threads, members)
-            release_gpu(self.device)
+            if members > 1 or self.device.type == "cuda":  # one trial on a CPU leaves no ring, and looking takes long
+                release_gpu(self.device)
             release_memory()  # a driver lives as long as its study
         return self._timed[trial, members]
 
