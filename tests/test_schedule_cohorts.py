@@ -31,6 +31,7 @@ from bnscale.schedule.failure import Ending, Failure, Kind, Memory
 from bnscale.schedule.loop import Training
 from bnscale.schedule.needs import GIB, Cluster, Need, Node, needs_of
 from bnscale.schedule.tune import run
+from bnscale.schedule.tune.cluster import _spared
 from bnscale.schedule.tune.driver import _Telling
 from bnscale.schedule.tune.lead import Brief
 from bnscale.schedule.turns import Elsewhere, Turn, take
@@ -114,10 +115,11 @@ def fragile(at: Snapshot) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    ray.init(
-        "local", num_cpus=4, num_gpus=2, include_dashboard=False, object_store_memory=150 * 2**20, log_to_driver=False,
-        logging_level="CRITICAL",
-    )  # fmt: skip
+    with _spared():
+        ray.init(
+            "local", num_cpus=4, num_gpus=2, include_dashboard=False, object_store_memory=150 * 2**20,
+            log_to_driver=False, logging_level="CRITICAL",
+        )  # fmt: skip
     yield Cluster(ray.get_runtime_context().gcs_address, False, None, [Node(4, 2, 16 * GIB, None, 8 * GIB)])
     ray.shutdown()
 
