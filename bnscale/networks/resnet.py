@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bnscale.networks import chain
 from bnscale.networks.norm import begun, rectified, shared, summed
 
 
@@ -69,5 +70,5 @@ class ResNet(nn.Module):
         self.output = nn.Linear(inputs, classes)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
-        x_NCHW = self.blocks(rectified(self.norm, self.relu, self.conv(images_NCHW)))
+        x_NCHW = chain.through(self.blocks, rectified(self.norm, self.relu, self.conv(images_NCHW)))
         return self.output(self.head_norm(F.avg_pool2d(x_NCHW, x_NCHW.shape[-1]).flatten(1)))
