@@ -221,7 +221,7 @@ def _driver() -> str | None:
 
 
 def compiler() -> Finding:
-    """What makes steps fast is compiled where it runs: fused norms on a CPU, blocks on a GPU."""
+    """What makes steps fast is compiled where it runs: kernels on a CPU, blocks on a GPU."""
     from bnscale.networks import native
 
     found = native.compiler()

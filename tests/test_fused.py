@@ -185,13 +185,13 @@ def test_nothing_is_computed_of_images_that_need_no_gradient(monkeypatch: pytest
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many norms were fused: one entry each."""
     calls: list[int] = []
-    real = BatchNorm.rectified
+    real = BatchNorm.given
 
-    def rectified(self: BatchNorm, images_NCHW: Tensor, plus_NCHW: Tensor | None) -> Tensor:
+    def given(self: BatchNorm, images_NCHW: Tensor) -> tuple[Tensor, ...]:
         calls.append(1)
-        return real(self, images_NCHW, plus_NCHW)
+        return real(self, images_NCHW)
 
-    monkeypatch.setattr(BatchNorm, "rectified", rectified)
+    monkeypatch.setattr(BatchNorm, "given", given)
     return calls
 
 

@@ -17,7 +17,7 @@ from bnscale.trial import Norm, Precision, Trial
 
 class Way(Enum):
     PLAIN = "operation by operation"
-    FUSED = "norms in one operation with what follows"  # on a CPU; see networks/fused.py
+    FUSED = "norms in one operation with what follows"  # on a CPU; see networks/fused.py and chain.py
     REPLAYED = "operation by operation, the whole step recorded"  # needs no compiler
     COMPILED = "compiled blocks"
     RECORDED = "compiled blocks, the whole step recorded"

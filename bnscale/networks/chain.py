@@ -2,18 +2,18 @@
 
 Convolutions of few channels wait for memory. Where a norm follows each of them and only norms train, nothing but the
 convolutions' outputs must exist for longer than an image stays in a cache: chain.c normalises an image as it goes into
-a convolution and sums what the next norm needs as it comes out. For a block of two layers the images are read or written
-6 times forward and 10 times backward, where the operations one by one do it 10 and 18 times. Convolutions are direct, and
-as no weight trains, weights are laid out for them once. Kept for the backward pass are the convolutions' outputs and, of
-each block, one bit a value; gradients of weights are never computed.
+a convolution and sums what the next norm needs as it comes out. For a block of two layers images are read or written 6
+times forward and 10 times backward, where the operations one by one do it 10 and 18 times. Convolutions are direct,
+and as no weight trains, weights are laid out for them once. Kept for the backward pass are the convolutions' outputs
+and, of each block, one bit a value; gradients of weights are never computed.
 
 Numbers agree with the operations one by one to rounding, and with themselves to the last bit, whatever the number of
 threads. Legend: N images, C channels, H, W pixels, G groups of images with a statistic of their own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,24 +35,24 @@ def through(blocks: nn.Sequential, x_NCHW: Tensor) -> Tensor:
     if _changed(blocks):
         return blocks(x_NCHW)
     waiting: list[Block] = []
-    for block in blocks:
-        if _links(block, x_NCHW):
+    for block in cast("Iterable[Block]", blocks):
+        if not _changed(block) and links(block, x_NCHW):
             waiting.append(block)  # which leaves the shape of x as it is
             continue
-        x_NCHW = block(_chained(waiting, x_NCHW))
+        x_NCHW = block(chained(waiting, x_NCHW))
         waiting = []
-    return _chained(waiting, x_NCHW)
+    return chained(waiting, x_NCHW)
 
 
-def _links(block: nn.Module, x_NCHW: Tensor) -> bool:
-    """Whether a block can be part of a chain, given images of the shape and the type that come."""
-    shortcut, convs, norms = block.shortcut, (block.conv1, block.conv2), (block.norm1, block.norm2)
+def links(block: "Block", x_NCHW: Tensor) -> bool:
+    """Whether a block can be `chained`, given images of the shape and the type that come."""
+    norms, convs = (block.norm1, block.norm2), (block.conv1, block.conv2)
     return (
-        isinstance(shortcut, nn.Identity)
+        isinstance(block.shortcut, nn.Identity)
         and _fits(x_NCHW)
         and all(isinstance(norm, BatchNorm) and norm.fuses(x_NCHW) for norm in norms)
         and all(_frozen(conv, x_NCHW.shape[1]) for conv in convs)
-        and not any(_changed(module) for module in block.modules())
+        and not any(_changed(module) for module in block.children())
     )
 
 
@@ -97,12 +97,14 @@ class _Link:
     momentum: float
 
 
-def _chained(blocks: "Sequence[Block]", x_NCHW: Tensor) -> Tensor:
+def chained(blocks: "Sequence[Block]", x_NCHW: Tensor) -> Tensor:
+    """Blocks that link, one after the other. How they are parted into calls changes no bit."""
     if not blocks:
         return x_NCHW
     links, values = [], []
     for block in blocks:
         for conv, norm in ((block.conv1, block.norm1), (block.conv2, block.norm2)):
+            assert isinstance(norm, BatchNorm), "see `links`"
             gamma_GC, beta_GC, mean_GC, var_GC = norm.given(x_NCHW)
             links.append(_Link(conv.weight, mean_GC, var_GC, norm.momentum))
             values += [gamma_GC, beta_GC]
@@ -221,7 +223,8 @@ def _evaluated(x_NCHW: Tensor, links: Sequence[_Link], values: Sequence[Tensor])
     library, shape = native.kernels(), _Shape(x_NCHW, values[0])
     assert library is not None, "asked for images that fit"
     y_NCHW, h_NCHW = torch.empty_like(x_NCHW), torch.empty_like(x_NCHW)
-    come, norm = x_NCHW, [None] * 3
+    come = x_NCHW
+    norm: list[int | None] = [None] * 3
     scales = []
     for place, link in enumerate(links):
         adds = place > 0 and place % 2 == 0

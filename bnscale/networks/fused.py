@@ -3,7 +3,8 @@
 torch's own operations read or write the images six to eight times forward and as often backward; fused.c does three or
 four, and five or six; in evaluation two or three. What it keeps for the backward pass is x and, behind an addition, one
 bit a value. To keep y instead and invert it would keep as much, and divide by gammas of which BN-only training brings
-many near 0. Numbers agree with torch's to rounding, and with themselves to the last bit, whatever the number of threads.
+many near 0. Numbers agree with torch's to rounding, and with themselves to the last bit, whatever the number of
+threads.
 
 Legend: N images, C channels, H, W pixels, G groups of images with a statistic of their own.
 """
@@ -81,8 +82,8 @@ def evaluated(
     scale_GC = torch.empty(groups, channels, dtype=torch.float32)
     library.bnscale_evaluate(
         groups, count, channels, images_NCHW.data_ptr(), native.at(plus_NCHW), gamma_GC.data_ptr(), beta_GC.data_ptr(),
-        mean_GC.data_ptr(), var_GC.data_ptr(), eps, scale_GC.data_ptr(), images_NCHW.data_ptr(), native.half(images_NCHW),
-        torch.get_num_threads(),
+        mean_GC.data_ptr(), var_GC.data_ptr(), eps, scale_GC.data_ptr(), images_NCHW.data_ptr(),
+        native.half(images_NCHW), torch.get_num_threads(),
     )  # fmt: skip
     return images_NCHW
 
@@ -110,9 +111,10 @@ class _Rectified(torch.autograd.Function):
         signs = None if plus_NCHW is None else torch.empty(images_NCHW.numel() // LANES, dtype=torch.int16)
         room = _room(groups, count, channels)
         library.bnscale_forward(
-            groups, count, channels, images_NCHW.data_ptr(), native.at(plus_NCHW), gamma_GC.data_ptr(), beta_GC.data_ptr(),
-            running_mean_GC.data_ptr(), running_var_GC.data_ptr(), momentum, eps, *(part.data_ptr() for part in wide),
-            y_NCHW.data_ptr(), native.at(signs), room.data_ptr(), native.half(images_NCHW), torch.get_num_threads(),
+            groups, count, channels, images_NCHW.data_ptr(), native.at(plus_NCHW), gamma_GC.data_ptr(),
+            beta_GC.data_ptr(), running_mean_GC.data_ptr(), running_var_GC.data_ptr(), momentum, eps,
+            *(part.data_ptr() for part in wide), y_NCHW.data_ptr(), native.at(signs), room.data_ptr(),
+            native.half(images_NCHW), torch.get_num_threads(),
         )  # fmt: skip
         ctx.save_for_backward(images_NCHW, wide, beta_GC, *([] if signs is None else [signs]))
         ctx.sizes, ctx.shape = (groups, count, channels), gamma_GC.shape
@@ -135,7 +137,8 @@ class _Rectified(torch.autograd.Function):
         library.bnscale_backward(
             groups, count, channels, gradient_NCHW.data_ptr(), images_NCHW.data_ptr(), native.at(signs),
             *(part.data_ptr() for part in wide), beta_GC.data_ptr(), of_gamma_GC.data_ptr(), of_beta_GC.data_ptr(),
-            native.at(dx_NCHW), native.at(dplus_NCHW), room.data_ptr(), native.half(images_NCHW), torch.get_num_threads(),
+            native.at(dx_NCHW), native.at(dplus_NCHW), room.data_ptr(), native.half(images_NCHW),
+            torch.get_num_threads(),
         )  # fmt: skip
         return dx_NCHW, dplus_NCHW, of_gamma_GC, of_beta_GC, None, None, None, None
 

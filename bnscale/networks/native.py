@@ -1,7 +1,7 @@
 """The kernels in C: compiled on this machine, for its processor, once.
 
-Without a C compiler, or without AVX-512, whose width they are written in, there are none, and networks compute with torch's
-operations.
+Without a C compiler, or without AVX-512, whose width they are written in, there are none, and networks compute with
+torch's operations.
 """
 
 import contextlib

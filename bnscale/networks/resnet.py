@@ -31,6 +31,8 @@ class Block(nn.Module):
             self.shortcut.add_module("norm", norm(f"{name}.shortcut.norm"))
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
+        if chain.links(self, x_NCHW):
+            return chain.chained([self], x_NCHW)
         if isinstance(self.shortcut, nn.Sequential) and shared(self.norm1, self.norm2, self.shortcut[1]):
             return self._on_a_gang(x_NCHW, *self.shortcut)
         y_NCHW = rectified(self.norm1, self.relu1, self.conv1(x_NCHW))
