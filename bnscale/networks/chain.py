@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from bnscale.networks import native
+from bnscale.networks import fused, native
 from bnscale.networks.native import CHUNK, LANES
 from bnscale.networks.norm import EPS, BatchNorm
 
@@ -49,8 +49,8 @@ def links(block: "Block", x_NCHW: Tensor) -> bool:
     norms, convs = (block.norm1, block.norm2), (block.conv1, block.conv2)
     return (
         isinstance(block.shortcut, nn.Identity)
+        and all(isinstance(norm, BatchNorm) and norm.fuses(x_NCHW) for norm in norms)  # first: a compiler sees no more
         and _fits(x_NCHW)
-        and all(isinstance(norm, BatchNorm) and norm.fuses(x_NCHW) for norm in norms)
         and all(_frozen(conv, x_NCHW.shape[1]) for conv in convs)
         and not any(_changed(module) for module in block.children())
     )
@@ -101,13 +101,15 @@ def chained(blocks: "Sequence[Block]", x_NCHW: Tensor) -> Tensor:
     """Blocks that link, one after the other. How they are parted into calls changes no bit."""
     if not blocks:
         return x_NCHW
-    links, values = [], []
+    links: list[_Link] = []
+    values: list[Tensor] = []
     for block in blocks:
         for conv, norm in ((block.conv1, block.norm1), (block.conv2, block.norm2)):
             assert isinstance(norm, BatchNorm), "see `links`"
-            gamma_GC, beta_GC, mean_GC, var_GC = norm.given(x_NCHW)
-            links.append(_Link(conv.weight, mean_GC, var_GC, norm.momentum))
-            values += [gamma_GC, beta_GC]
+            given = norm.given(x_NCHW)
+            fused.check(given)
+            values += given[:2]
+            links.append(_Link(conv.weight, *given[2:], norm.momentum))
     x_NCHW = x_NCHW.contiguous(memory_format=torch.channels_last)
     if blocks[0].norm1.training:
         return _Chain.apply(x_NCHW, links, *values)
@@ -137,34 +139,31 @@ class _Shape:
 class _Chain(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_NCHW: Tensor, links: list[_Link], *values: Tensor) -> Tensor:
-        library, shape = native.kernels(), _Shape(x_NCHW, values[0])
-        assert library is not None, "asked for images that fit"
+        shape = _Shape(x_NCHW, values[0])
         kept: list[Tensor] = []  # of each convolution: its output, and mean, 1 / deviation, scale of the norm behind it
         signs: list[Tensor] = []  # of each block
         sums, y_NCHW, h_NCHW = shape.sums(), x_NCHW, torch.empty_like(x_NCHW)
-        norm: list[int | None] = [None] * 3  # mean, scale and beta of the norm that what comes still has before it
+        norm: list[Tensor | None] = [None] * 3  # mean, scale and beta of the norm that is still before what comes
         for place, link in enumerate(links):
             gamma_GC, beta_GC = values[2 * place : 2 * place + 2]
             adds = place > 0 and place % 2 == 0  # the block before ends
             if adds:
                 signs.append(_signs(x_NCHW))
             before = x_NCHW if place <= 2 else h_NCHW  # what the block before began with
-            out_NCHW, wide_GC = torch.empty_like(x_NCHW), torch.empty(3, shape.groups, shape.channels)
-            library.bnscale_chain_forward(
-                *shape.sizes, y_NCHW.data_ptr(), native.at(before if adds else None), *norm,
-                h_NCHW.data_ptr(), native.at(signs[-1] if adds else None), _laid_out(link.weight, x_NCHW).data_ptr(),
-                out_NCHW.data_ptr(), gamma_GC.data_ptr(), link.mean_GC.data_ptr(), link.var_GC.data_ptr(),
-                link.momentum, EPS, *(part.data_ptr() for part in wide_GC), sums.data_ptr(), shape.rooms.data_ptr(),
-                shape.half, shape.threads,
+            out_NCHW = torch.empty_like(x_NCHW)
+            wide = list(torch.empty(3, shape.groups, shape.channels))
+            native.call(
+                "bnscale_chain_forward", *shape.sizes, y_NCHW, before if adds else None, *norm, h_NCHW,
+                signs[-1] if adds else None, _laid_out(link.weight, x_NCHW), out_NCHW, gamma_GC, link.mean_GC,
+                link.var_GC, link.momentum, EPS, *wide, sums, shape.rooms, shape.half, shape.threads,
             )  # fmt: skip
-            kept += [out_NCHW, wide_GC]
-            y_NCHW, norm = out_NCHW, [wide_GC[0].data_ptr(), wide_GC[2].data_ptr(), beta_GC.data_ptr()]
+            kept += [out_NCHW, *wide]
+            y_NCHW, norm = out_NCHW, [wide[0], wide[2], beta_GC]
         signs.append(_signs(x_NCHW))
         before = x_NCHW if len(links) == 2 else h_NCHW
-        library.bnscale_chain_last(
-            *shape.sizes, y_NCHW.data_ptr(), before.data_ptr(), *norm, h_NCHW.data_ptr(), signs[-1].data_ptr(),
-            shape.half, shape.threads,
-        )  # fmt: skip
+        native.call(
+            "bnscale_chain_last", *shape.sizes, y_NCHW, before, *norm, h_NCHW, signs[-1], shape.half, shape.threads
+        )
         ctx.save_for_backward(*kept, *signs, *values[1::2])
         ctx.links, ctx.like = links, values[0].shape
         return h_NCHW
@@ -172,44 +171,39 @@ class _Chain(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_NCHW: Tensor) -> tuple[Tensor | None, ...]:
-        library, links = native.kernels(), ctx.links
-        assert library is not None
-        many = len(links)
-        saved = ctx.saved_tensors
-        outs, wides = saved[0 : 2 * many : 2], saved[1 : 2 * many : 2]
-        signs, betas = saved[2 * many : 2 * many + many // 2], saved[2 * many + many // 2 :]
-        shape = _Shape(outs[0], wides[0][0])
+        links, many = ctx.links, len(ctx.links)
+        saved = list(ctx.saved_tensors)
+        of_links, signs, betas = saved[: 4 * many], saved[4 * many : -many], saved[-many:]
+        outs, means, inverses, scales = (of_links[part::4] for part in range(4))
+        shape = _Shape(outs[0], means[0])
         gradient_NCHW = gradient_NCHW.to(outs[0].dtype).contiguous(memory_format=torch.channels_last)
-        slopes = torch.empty(many, 2, *ctx.like)  # of gamma and beta
+        slopes = [torch.empty(2, *ctx.like) for _ in links]  # of gamma and beta
         here, there = shape.sums(), shape.sums()
         g_NCHW, t_NCHW = torch.empty_like(outs[0]), torch.empty_like(outs[0])
-
-        def norm(place: int) -> list[int]:
-            """Mean, scale, beta."""
-            return [wides[place][0].data_ptr(), wides[place][2].data_ptr(), betas[place].data_ptr()]
-
-        library.bnscale_chain_end(
-            *shape.sizes, gradient_NCHW.data_ptr(), signs[-1].data_ptr(), g_NCHW.data_ptr(), outs[-1].data_ptr(),
-            *(part.data_ptr() for part in wides[-1]), *(part.data_ptr() for part in slopes[-1]), here.data_ptr(),
-            shape.half, shape.threads,
+        native.call(
+            "bnscale_chain_end", *shape.sizes, gradient_NCHW, signs[-1], g_NCHW, outs[-1], means[-1], inverses[-1],
+            scales[-1], *slopes[-1], here, shape.half, shape.threads,
         )  # fmt: skip
         for place in reversed(range(many)):
-            second, first_of_all = place % 2 == 1, place == 0
-            if first_of_all and not ctx.needs_input_grad[0]:
+            if place == 0 and not ctx.needs_input_grad[0]:
                 break
-            weight = _laid_out(links[place].weight, outs[0], backward=True)
-            of_before: list[int | None] = [None] * 7
-            if not first_of_all:
-                of_before = [
-                    outs[place - 1].data_ptr(), *(part.data_ptr() for part in wides[place - 1]),
-                    betas[place - 1].data_ptr(), *(part.data_ptr() for part in slopes[place - 1]),
-                ]  # fmt: skip
-            library.bnscale_chain_backward(
-                *shape.sizes, (g_NCHW if second else t_NCHW).data_ptr(), outs[place].data_ptr(), *norm(place),
-                here[1].data_ptr(), here[0].data_ptr(), int(not second), weight.data_ptr(), t_NCHW.data_ptr(),
-                native.at(None if second else g_NCHW),
-                native.at(None if second or first_of_all else signs[place // 2 - 1]), *of_before, there.data_ptr(),
-                shape.rooms.data_ptr(), shape.half, shape.threads,
+            second, before = place % 2 == 1, place - 1
+            norm_before: list[Tensor | None] = [None] * 7
+            if place:
+                norm_before = [
+                    outs[before],
+                    means[before],
+                    inverses[before],
+                    scales[before],
+                    betas[before],
+                    *slopes[before],
+                ]
+            native.call(
+                "bnscale_chain_backward", *shape.sizes, g_NCHW if second else t_NCHW, outs[place], means[place],
+                scales[place], betas[place], here[1], here[0], int(not second),
+                _laid_out(links[place].weight, outs[0], backward=True), t_NCHW, None if second else g_NCHW,
+                None if second or not place else signs[place // 2 - 1], *norm_before, there, shape.rooms, shape.half,
+                shape.threads,
             )  # fmt: skip
             here, there = there, here
             if not second:
@@ -220,25 +214,20 @@ class _Chain(torch.autograd.Function):
 
 def _evaluated(x_NCHW: Tensor, links: Sequence[_Link], values: Sequence[Tensor]) -> Tensor:
     """By the running statistics. Has no gradient."""
-    library, shape = native.kernels(), _Shape(x_NCHW, values[0])
-    assert library is not None, "asked for images that fit"
-    y_NCHW, h_NCHW = torch.empty_like(x_NCHW), torch.empty_like(x_NCHW)
-    come = x_NCHW
-    norm: list[int | None] = [None] * 3
-    scales = []
+    shape = _Shape(x_NCHW, values[0])
+    come, y_NCHW, h_NCHW = x_NCHW, torch.empty_like(x_NCHW), torch.empty_like(x_NCHW)
+    norm: list[Tensor | None] = [None] * 3
     for place, link in enumerate(links):
-        adds = place > 0 and place % 2 == 0
-        library.bnscale_chain_forward(
-            *shape.sizes, come.data_ptr(), native.at((x_NCHW if place == 2 else h_NCHW) if adds else None), *norm,
-            h_NCHW.data_ptr(), None, _laid_out(link.weight, x_NCHW).data_ptr(), y_NCHW.data_ptr(), None, None, None,
-            0.0, EPS, None, None, None, None, shape.rooms.data_ptr(), shape.half, shape.threads,
+        gamma_GC, beta_GC = values[2 * place : 2 * place + 2]
+        before = (x_NCHW if place == 2 else h_NCHW) if place and place % 2 == 0 else None
+        native.call(
+            "bnscale_chain_forward", *shape.sizes, come, before, *norm, h_NCHW, None, _laid_out(link.weight, x_NCHW),
+            y_NCHW, None, None, None, 0.0, EPS, None, None, None, None, shape.rooms, shape.half, shape.threads,
         )  # fmt: skip
-        scales.append((values[2 * place].double() / (link.var_GC.double() + EPS).sqrt()).float().contiguous())
-        come, norm = y_NCHW, [link.mean_GC.data_ptr(), scales[-1].data_ptr(), values[2 * place + 1].data_ptr()]
+        scale_GC = (gamma_GC.double() / (link.var_GC.double() + EPS).sqrt()).float()
+        come, norm = y_NCHW, [link.mean_GC, scale_GC, beta_GC]
     before = x_NCHW if len(links) == 2 else h_NCHW
-    library.bnscale_chain_last(
-        *shape.sizes, y_NCHW.data_ptr(), before.data_ptr(), *norm, h_NCHW.data_ptr(), None, shape.half, shape.threads
-    )
+    native.call("bnscale_chain_last", *shape.sizes, y_NCHW, before, *norm, h_NCHW, None, shape.half, shape.threads)
     return h_NCHW
 
 

@@ -51,7 +51,7 @@ def rectified(
     if plus_NCHW is not None:
         plus_NCHW = plus_NCHW.to(images_NCHW.dtype).contiguous(memory_format=layout)
     given = (gamma_GC, beta_GC, running_mean_GC, running_var_GC)
-    _check(given)
+    check(given)
     if images_NCHW.numel() < 2 * gamma_GC.numel():
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {images_NCHW.shape}")
     return _Rectified.apply(images_NCHW, plus_NCHW, *given, momentum, eps)
@@ -70,19 +70,17 @@ def evaluated(
 
     Of images that `fits`. Has no gradient.
     """
-    library = native.kernels()
-    assert library is not None, "asked for images that fit"
     layout, channels = _layout(images_NCHW), images_NCHW.shape[1]
     images_NCHW = images_NCHW.contiguous(memory_format=layout)
     if plus_NCHW is not None:
         plus_NCHW = plus_NCHW.to(images_NCHW.dtype).contiguous(memory_format=layout)
     groups = gamma_GC.numel() // channels
     count = images_NCHW.numel() // channels // groups
-    _check((gamma_GC, beta_GC, mean_GC, var_GC))
+    check((gamma_GC, beta_GC, mean_GC, var_GC))
     scale_GC = torch.empty(groups, channels, dtype=torch.float32)
-    library.bnscale_evaluate(
-        groups, count, channels, images_NCHW.data_ptr(), native.at(plus_NCHW), gamma_GC.data_ptr(), beta_GC.data_ptr(),
-        mean_GC.data_ptr(), var_GC.data_ptr(), eps, scale_GC.data_ptr(), images_NCHW.data_ptr(),
+    native.call(
+        "bnscale_evaluate", groups, count, channels, images_NCHW, plus_NCHW, gamma_GC, beta_GC,
+        mean_GC, var_GC, eps, scale_GC, images_NCHW,
         native.half(images_NCHW), torch.get_num_threads(),
     )  # fmt: skip
     return images_NCHW
@@ -101,8 +99,6 @@ class _Rectified(torch.autograd.Function):
         momentum: float,
         eps: float,
     ) -> Tensor:
-        library = native.kernels()
-        assert library is not None, "asked for images that fit"
         channels = images_NCHW.shape[1]
         groups = gamma_GC.numel() // channels
         count = images_NCHW.numel() // channels // groups
@@ -110,10 +106,10 @@ class _Rectified(torch.autograd.Function):
         y_NCHW = torch.empty_like(images_NCHW)
         signs = None if plus_NCHW is None else torch.empty(images_NCHW.numel() // LANES, dtype=torch.int16)
         room = _room(groups, count, channels)
-        library.bnscale_forward(
-            groups, count, channels, images_NCHW.data_ptr(), native.at(plus_NCHW), gamma_GC.data_ptr(),
-            beta_GC.data_ptr(), running_mean_GC.data_ptr(), running_var_GC.data_ptr(), momentum, eps,
-            *(part.data_ptr() for part in wide), y_NCHW.data_ptr(), native.at(signs), room.data_ptr(),
+        native.call(
+            "bnscale_forward", groups, count, channels, images_NCHW, plus_NCHW, gamma_GC,
+            beta_GC, running_mean_GC, running_var_GC, momentum, eps,
+            *wide, y_NCHW, signs, room,
             native.half(images_NCHW), torch.get_num_threads(),
         )  # fmt: skip
         ctx.save_for_backward(images_NCHW, wide, beta_GC, *([] if signs is None else [signs]))
@@ -123,8 +119,6 @@ class _Rectified(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_NCHW: Tensor) -> tuple[Tensor | None, ...]:
-        library = native.kernels()
-        assert library is not None
         images_NCHW, wide, beta_GC, *rest = ctx.saved_tensors
         signs = rest[0] if rest else None
         groups, count, channels = ctx.sizes
@@ -134,16 +128,16 @@ class _Rectified(torch.autograd.Function):
         dx_NCHW = torch.empty_like(images_NCHW) if wanted else None
         dplus_NCHW = torch.empty_like(images_NCHW) if wanted and signs is not None else None
         room = _room(groups, count, channels)
-        library.bnscale_backward(
-            groups, count, channels, gradient_NCHW.data_ptr(), images_NCHW.data_ptr(), native.at(signs),
-            *(part.data_ptr() for part in wide), beta_GC.data_ptr(), of_gamma_GC.data_ptr(), of_beta_GC.data_ptr(),
-            native.at(dx_NCHW), native.at(dplus_NCHW), room.data_ptr(), native.half(images_NCHW),
+        native.call(
+            "bnscale_backward", groups, count, channels, gradient_NCHW, images_NCHW, signs,
+            *wide, beta_GC, of_gamma_GC, of_beta_GC,
+            dx_NCHW, dplus_NCHW, room, native.half(images_NCHW),
             torch.get_num_threads(),
         )  # fmt: skip
         return dx_NCHW, dplus_NCHW, of_gamma_GC, of_beta_GC, None, None, None, None
 
 
-def _check(of_channels: tuple[Tensor, ...]) -> None:
+def check(of_channels: tuple[Tensor, ...]) -> None:
     """What is read by its address alone: a float32 for each group and channel, in order."""
     for each_GC in of_channels:
         assert each_GC.dtype is torch.float32, each_GC.dtype

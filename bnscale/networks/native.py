@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 LANES = 16  # channels that are computed at once: their number is a multiple of it
 CHUNK = 4096  # values behind one partial sum: 16 KiB in float32, so that a second look finds them in the first cache
@@ -116,9 +117,13 @@ def _processor() -> str:
     return "\n".join([platform.machine(), *dict.fromkeys(told)])
 
 
-def at(tensor: Tensor | None) -> int | None:
-    """The address that a kernel is given."""
-    return None if tensor is None else tensor.data_ptr()
+def call(name: str, *given: Tensor | float | None) -> None:
+    """A kernel, by the addresses of the tensors that it is given. Of tensors without content nothing is computed."""
+    if any(isinstance(each, FakeTensor) for each in given):
+        return
+    library = kernels()
+    assert library is not None, "asked for images that fit"
+    getattr(library, name)(*(each.data_ptr() if isinstance(each, Tensor) else each for each in given))
 
 
 def half(images_NCHW: Tensor) -> int:
