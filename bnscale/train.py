@@ -8,8 +8,9 @@ what is trained.
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -308,7 +309,7 @@ def _pass(
 ) -> Iterator[list[Progress]]:
     """Build what trials need on this worker, train them, and let go of it."""
     keep_freed_memory()
-    release_memory()  # of the trials before
+    _make_room(_likeness(jobs[0], len(jobs)))
     forget_peak(gang.device)
     data = Resident(jobs[0].trial, Path(jobs[0].data), gang.device)
     engine = _engine(jobs, data, gang)
@@ -335,7 +336,20 @@ def _pass(
         yield from train(courses, engine, data, min(job.save_every for job in jobs), stop, most)
     finally:
         engine.close()
-        release_gpu(gang.device)
+        # One trial on a CPU leaves no ring of references, and to search for one takes longer than a short trial.
+        if len(jobs) > 1 or gang.workers > 1 or gang.device.type != "cpu":
+            release_gpu(gang.device)
+
+
+@lru_cache(maxsize=1)  # a pass like the one before takes the same memory again, and the system would clear it anew
+def _make_room(likeness: Hashable) -> None:
+    """Hand the memory of the trials before back."""
+    release_memory()
+
+
+def _likeness(job: Job, members: int) -> Hashable:
+    """Equal for passes that take the same memory."""
+    return job.trial.model_copy(update={"seed": 0, "lr": 0.0}), frozenset(job.probes), members, job.recompute
 
 
 def _engine(jobs: Sequence[Job], data: Resident, gang: Gang) -> Pass:

@@ -1,5 +1,7 @@
 """A batch is a function of (trial, step); every layout of files gives the same images; what is missing is told once."""
 
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -380,3 +382,27 @@ def test_a_linear_network_of_one_matrix_finds_the_teacher():
         with torch.no_grad():
             network.output.weight -= 8e-4 * gradient
     assert value < 1e-3
+
+
+def test_digits_are_read_and_divided_as_scikit_learn_reads_and_divides_them() -> None:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    source = load_digits()
+    whole = np.round(source.images * (255 / 16)).astype(np.uint8)[..., None], source.target.astype(np.int64)
+    for number in (360, 359, 1000):  # also where classes draw lots for what rounding leaves over
+        wanted = train_test_split(range(1797), test_size=number, stratify=source.target, random_state=0)
+        for ours, theirs in zip(data._stratified(whole[1], number), wanted, strict=True):
+            assert ours.tolist() == theirs
+    train, test = data._digits()
+    wanted = train_test_split(*whole, test_size=360, stratify=whole[1], random_state=0)
+    for ours, theirs in zip((train[0], test[0], train[1], test[1]), wanted, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert np.array_equal(ours, theirs)
+
+
+def test_digits_need_nothing_of_scikit_learn_but_its_file() -> None:
+    told = (
+        "import sys, bnscale.data as data; data._digits(); print([name for name in sys.modules if 'sklearn' in name])"
+    )
+    assert subprocess.run([sys.executable, "-c", told], check=True, capture_output=True, text=True).stdout == "[]\n"

@@ -1,7 +1,10 @@
 """The loop: nothing plugged in changes what it trains, a stop or a kill changes nothing either, every knob counts."""
 
+import gc
 import json
 import math
+import platform
+import resource
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -490,3 +493,34 @@ def test_an_interrupted_trial_that_fails_before_it_reads_something_else_begins_a
     assert manifest.outcome is Outcome.FINISHED
     assert {part.first_step for part in manifest.parts["curve"]} == {0}
     assert sum(part.rows for part in manifest.parts["curve"]) == 3 * 5  # train, validation and test
+
+
+def test_a_trial_alone_on_a_cpu_leaves_no_tensor_to_be_found_by_a_search_for_garbage(tmp_path):
+    def left(seed: int) -> int:
+        job = Job(digits(seed=seed, steps=2), {curve: END}, str(tmp_path), str(NOWHERE), None, 0, 30.0)
+        for _ in work([job], Gang(), 1, lambda: False):
+            pass
+        return sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert left(seed=1) == left(seed=2) == left(seed=3)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only of glibc is memory asked back")
+def test_the_memory_of_a_pass_stays_for_the_next_if_that_is_like_it_and_is_handed_back_before_any_other(tmp_path):
+    def faults(seed: int, **fields: Any) -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        job = Job(digits(seed=seed, steps=2, **fields), {curve: END}, str(tmp_path), str(NOWHERE), None, 0, 30.0)
+        for _ in work([job], Gang(), 1, lambda: False):
+            pass
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    for seed in range(3):
+        faults(seed)
+    alike = faults(seed=3, lr=0.01)
+    faults(seed=4, momentum=0.8)
+    assert alike < faults(seed=5) / 4

@@ -5,6 +5,7 @@ seed asks for.
 """
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -21,6 +22,8 @@ import pytest
 import torch
 from examples import digits
 from ray import cloudpickle
+from ray._private.node import Node as RayNode
+from ray.tune import registry
 
 from bnscale.engine import Gang
 from bnscale.schedule.budget import Forecast
@@ -71,7 +74,7 @@ class Toy:
         checkpoint = Path(job.store) / f"{trial.id}.checkpoint"
         first = not evidence.exists()
         step = int(checkpoint.read_text()) if checkpoint.exists() else 0
-        told = f"began {step} {os.getpid()} {time.time()}"
+        told = f"began {step} {os.getpid()} {time.time()} {gc.get_freeze_count()}"
         met: set[int] = set()
         with evidence.open("a") as file:
             print(told, file=file, flush=True)
@@ -205,6 +208,14 @@ def cluster() -> Iterator[Cluster]:
         yield found
 
 
+def test_a_cluster_of_our_own_starts_nothing_that_one_machine_has_no_use_for(cluster: Cluster) -> None:
+    here = {Path(word).name for each in psutil.Process().children(recursive=True) for word in each.cmdline()}
+    assert {"raylet", "gcs_server"} <= here
+    assert not {"monitor.py", "log_monitor.py", "dashboard.py"} & here
+    for name in ("start_monitor", "start_log_monitor", "start_api_server"):
+        assert getattr(RayNode, name).__module__ == RayNode.__module__  # other clusters of this process have them
+
+
 # --- one worker a trial ---------------------------------------------------------------------------
 
 
@@ -221,12 +232,17 @@ def alone(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         "dies": job(folder, DIES, steps=6, lr=0.05),
     }
     before = set(Path.cwd().iterdir())
-    outcomes, said = study(list(jobs.values()), cluster, workers=1, threads=cluster.cpus)
+    asked: list[str] = []
+    ask = registry._internal_kv_get
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_internal_kv_get", lambda key: (asked.append(key), ask(key))[1])
+        outcomes, said = study(list(jobs.values()), cluster, workers=1, threads=cluster.cpus)
     littered = set(Path.cwd().iterdir()) - before
     return jobs | {
         "outcomes": {name: outcomes[each.trial.id] for name, each in jobs.items()},
         "said": said,
         "littered": littered,
+        "asked": asked,
     }
 
 
@@ -254,13 +270,26 @@ def test_a_warm_worker_serves_trial_after_trial(alone: dict[str, Any]) -> None:
     assert int(pids.pop()) != os.getpid()
 
 
+def test_a_worker_keeps_what_it_has_after_its_first_trial_out_of_what_is_searched_for_garbage(
+    alone: dict[str, Any],
+) -> None:
+    apart = [int(told(alone[name])[0][4]) for name in ("long", "middle", "raises", "diverges", "short", "dies")]
+    assert apart[0] == 0
+    assert apart[1] > 10_000
+    assert apart[1:] == sorted(apart[1:], reverse=True), "what later trials leave would be kept for ever"
+
+
+def test_the_cluster_is_not_asked_for_every_trial_what_is_trained(alone: dict[str, Any]) -> None:
+    assert 1 <= len(alone["asked"]) < len(alone["outcomes"])
+
+
 def test_an_error_of_the_code_is_recorded_and_not_tried_again(alone: dict[str, Any]) -> None:
     assert len(told(alone["raises"])) == 1
     assert failure(alone["raises"]).count("ArithmeticError: the toy broke") == 1
 
 
 def test_a_killed_worker_s_trial_goes_on_from_its_checkpoint(alone: dict[str, Any]) -> None:
-    (_, at, first, _), (_, again, second, _), ended = told(alone["dies"])
+    (_, at, first, *_), (_, again, second, *_), ended = told(alone["dies"])
     assert (at, again) == ("0", "2")  # it died in its third step
     assert first != second
     assert ended == ["ended", "6"]

@@ -38,12 +38,13 @@ class Turn:
             lease.release(self.store.storage, self.lease)
 
     def overtaken(self) -> bool:
-        """Whether another driver has trained the trial to its end after all, while this one slept."""
+        """Whether another driver trains the trial by now, or has trained it to its end, while this one slept."""
         from bnscale.train import readings
 
         with contextlib.suppress(Refusal, OSError):
             manifest = self.store.manifest(self.job.trial.id)
-            return manifest is not None and manifest.covers(readings(self.job.probes))
+            if manifest is not None:
+                return manifest.fence > self.lease.fence or manifest.covers(readings(self.job.probes))
         return False
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import cloudpickle, tune
 from ray.exceptions import RayActorError, RayError
+from ray.tune import registry
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
 from bnscale.lease import Driver
@@ -190,6 +192,29 @@ class _Resources:
 
     def __call__(self, config: dict[str, Any]) -> tune.PlacementGroupFactory:
         return _ASKED[self.run](config["trial"])
+
+
+class _Registry:
+    """Tune's, with a memory: it asks the cluster five times a trial for the class that it trains, waits for each answer
+    and unpickles two of them. What was found stays until something is registered."""
+
+    def __init__(self, tunes: Any) -> None:
+        self._find = cache(tunes.get)
+        self._add = tunes.register
+        tunes.register, tunes.get, tunes.contains = self.register, self._find, self.contains
+
+    def register(self, category: str, key: str, value: Any) -> None:
+        self._add(category, key, value)
+        self._find.cache_clear()
+
+    def contains(self, category: str, key: str) -> bool:
+        try:
+            return self._find(category, key) is not None
+        except (LookupError, ValueError):  # before and after there is a cluster
+            return False
+
+
+_Registry(registry._global_registry)
 
 
 class _Next:

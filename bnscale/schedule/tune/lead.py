@@ -1,6 +1,7 @@
 """The workers of a trial: the Lead, which Tune calls, and the other Members of its gang."""
 
 import contextlib
+import gc
 import math
 import os
 import socket
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -24,6 +26,7 @@ from bnscale.schedule.notice import Notice
 from bnscale.schedule.tune import words
 from bnscale.schedule.tune.watchdog import Pulse, Watchdog, stacks
 from bnscale.schedule.turns import Elsewhere, Turn, take
+from bnscale.storage import StoreFailure
 from bnscale.store import TakenOver
 from bnscale.trial import Outcome, Refusal
 
@@ -116,12 +119,21 @@ def _write_down(loop: Loop, jobs: "list[Job]", rank: int, wrong: str) -> str:
     return f"stacks in {where[0]}" if where else "the log of the trial could not be written"
 
 
+@cache  # once: what is kept apart is never searched again
+def _keep_apart() -> None:
+    """Keep what this process has by now out of what is searched for garbage. Between two trials that is modules: half a
+    million objects, and to search them takes longer than a short trial."""
+    gc.collect()
+    gc.freeze()
+
+
 class Member:
     """A worker that does not lead."""
 
     def __init__(self, loop: Loop, threads: int) -> None:
         self.loop = loop
         self.threads = threads
+        self.trained = False  # whether it has been through a pass
         self.notice = Notice()
         self.notice.listen()
 
@@ -145,6 +157,9 @@ class Member:
             pulse.beat()
             return self.notice.given.is_set()
 
+        if self.trained:
+            _keep_apart()
+        self.trained = True
         pulse = Pulse(foreseen, stalled, floor=stall)
         self.notice.busy = True
         try:
@@ -185,6 +200,7 @@ class Lead(tune.Trainable):
         if self.spoilt:
             return False
         self._take(new_config)
+        _keep_apart()  # only now: the first trial has imported what all need, and nothing of it is left
         return True
 
     def step(self) -> dict[str, Any]:
@@ -358,8 +374,9 @@ class Lead(tune.Trainable):
         self.notice.busy = False
         if self.pulse:
             self.pulse.end()
+        # Who takes a trial over sweeps away what its last attempt was in the middle of writing: then a file is missing.
         others = isinstance(error, TakenOver) or (
-            isinstance(error, Refusal) and any(turn.overtaken() for turn in self.turns.values())
+            isinstance(error, Refusal | StoreFailure) and any(turn.overtaken() for turn in self.turns.values())
         )
         if others:
             return self._taken_over()
