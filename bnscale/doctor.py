@@ -221,14 +221,14 @@ def _driver() -> str | None:
 
 
 def compiler() -> Finding:
-    """What makes steps fast is compiled where it runs: fused norms on a CPU, blocks on a GPU."""
-    from bnscale.networks import fused
+    """What makes steps fast is compiled where it runs: kernels on a CPU, blocks on a GPU."""
+    from bnscale.networks import native
 
-    found = fused.compiler()
+    found = native.compiler()
     if found is None:
         slow = "none: trials train all the same, more slowly; Debian: apt install gcc, or name one with $CC"
         return Finding("compiler", State.WARNING, slow)
-    if fused.kernels() is None:
+    if native.kernels() is None:
         return Finding("compiler", State.OK, f"{found[0]}; norms are not fused on this CPU (no AVX-512)")
     return Finding("compiler", State.OK, f"{found[0]}: norms are fused on the CPU")
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from bnscale import cli, doctor, start
 from bnscale.doctor import Finding, State
-from bnscale.networks import fused
+from bnscale.networks import native
 from bnscale.schedule.token import has_token
 from bnscale.schedule.tune import Reply
 from bnscale.schedule.tune import nodes as tune_nodes
@@ -123,11 +123,11 @@ def token(
 
 
 def test_a_machine_without_a_compiler_is_told_what_it_goes_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor.compiler().state is (State.OK if fused.compiler() else State.WARNING)
+    assert doctor.compiler().state is (State.OK if native.compiler() else State.WARNING)
     monkeypatch.setenv("CC", "/nonexistent/cc")
-    fused.kernels.cache_clear()
+    native.kernels.cache_clear()
     found = doctor.compiler()
-    fused.kernels.cache_clear()
+    native.kernels.cache_clear()
     assert found.state is State.WARNING
     assert "apt install gcc" in found.said
 

@@ -1,6 +1,7 @@
 """Batch norm, addition and relu in one operation are what they are one after the other."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from bnscale.data import Resident
 from bnscale.engine import Gang
 from bnscale.engine.local import LocalEngine
-from bnscale.networks import build, fused
+from bnscale.networks import build, fused, native
 from bnscale.networks.norm import BatchNorm, composed, fuse
 from bnscale.probes import Snapshot
 from bnscale.trial import Affine, Network, Norm, Precision, Trainable
@@ -19,7 +20,7 @@ from bnscale.trial import Affine, Network, Norm, Precision, Trainable
 NOWHERE = Path("/nonexistent")
 EPS, MOMENTUM = 1e-5, 0.1
 
-pytestmark = pytest.mark.skipif(fused.kernels() is None, reason="this machine has no C compiler, or no AVX-512")
+pytestmark = pytest.mark.skipif(native.kernels() is None, reason="this machine has no C compiler, or no AVX-512")
 
 
 class Case:
@@ -162,17 +163,14 @@ def test_a_value_that_is_no_number_stays_none_in_its_channel_and_group_and_reach
 
 def test_nothing_is_computed_of_images_that_need_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(1, 4, 16, 8, adds=False)
-    library, asked = fused.kernels(), []
+    asked, call = [], native.call
 
-    class Spy:
-        bnscale_forward = library.bnscale_forward
-
-        @staticmethod
-        def bnscale_backward(*given: object) -> None:
+    def spied(name: str, *given: Any) -> None:
+        if name == "bnscale_backward":
             asked.append(given[-5])  # where the gradient of the images would be put
-            library.bnscale_backward(*given)
+        call(name, *given)
 
-    monkeypatch.setattr(fused, "kernels", lambda: Spy)
+    monkeypatch.setattr(native, "call", spied)
     gamma = case.gamma.requires_grad_()
     y = fused.rectified(case.x, None, gamma, case.beta, case.mean, case.var, MOMENTUM, EPS)
     (slope,) = torch.autograd.grad(y, [gamma], case.gradient)
@@ -185,13 +183,13 @@ def test_nothing_is_computed_of_images_that_need_no_gradient(monkeypatch: pytest
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many norms were fused: one entry each."""
     calls: list[int] = []
-    real = BatchNorm.rectified
+    real = BatchNorm.given
 
-    def rectified(self: BatchNorm, images_NCHW: Tensor, plus_NCHW: Tensor | None) -> Tensor:
+    def given(self: BatchNorm, images_NCHW: Tensor) -> tuple[Tensor, ...]:
         calls.append(1)
-        return real(self, images_NCHW, plus_NCHW)
+        return real(self, images_NCHW)
 
-    monkeypatch.setattr(BatchNorm, "rectified", rectified)
+    monkeypatch.setattr(BatchNorm, "given", given)
     return calls
 
 
@@ -294,16 +292,16 @@ def test_a_network_is_evaluated_to_the_same_numbers(changes: dict[str, object], 
 
 def test_without_a_compiler_networks_train_all_the_same(counted: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "/nonexistent/cc")
-    fused.kernels.cache_clear()
+    native.kernels.cache_clear()
     try:
         trial = digits(depth=8)
         engine = LocalEngine(build(trial), trial, Gang(), None)
         loss = engine(*Resident(trial, NOWHERE, torch.device("cpu")).batch(0))
         engine.backward(loss)
-        assert fused.kernels() is None
+        assert native.kernels() is None
         assert not counted
     finally:
-        fused.kernels.cache_clear()
+        native.kernels.cache_clear()
 
 
 def test_one_value_a_channel_is_refused_as_torch_refuses_it() -> None:
@@ -317,25 +315,25 @@ def test_code_that_somebody_else_may_have_written_is_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others_may_write: str
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    fused.kernels.cache_clear()
+    native.kernels.cache_clear()
     try:
-        assert fused.kernels() is not None
+        assert native.kernels() is not None
         (library,) = (tmp_path / "bnscale").iterdir()
         library.write_bytes(b"somebody else's")
         (library if others_may_write == "file" else library.parent).chmod(0o777)
-        fused.kernels.cache_clear()
-        assert fused.kernels() is not None  # made anew, and elsewhere
+        native.kernels.cache_clear()
+        assert native.kernels() is not None  # made anew, and elsewhere
         assert library.read_bytes() == b"somebody else's"
     finally:
-        fused.kernels.cache_clear()
+        native.kernels.cache_clear()
 
 
 def test_a_library_that_a_crash_cut_short_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         for home in ("whole", "cut short"):
             monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / home))
-            fused.kernels.cache_clear()
-            assert fused.kernels() is not None
+            native.kernels.cache_clear()
+            assert native.kernels() is not None
             (library,) = (tmp_path / home / "bnscale").iterdir()
             assert library.stat().st_size > 0
             other = tmp_path / "cut short" / "bnscale"
@@ -343,18 +341,18 @@ def test_a_library_that_a_crash_cut_short_is_made_again(tmp_path: Path, monkeypa
                 other.mkdir(parents=True, mode=0o700)
                 (other / library.name).write_bytes(b"")
     finally:
-        fused.kernels.cache_clear()
+        native.kernels.cache_clear()
 
 
 def test_the_library_is_kept_for_whoever_comes_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    fused.kernels.cache_clear()
+    native.kernels.cache_clear()
     try:
-        assert fused.kernels() is not None
+        assert native.kernels() is not None
         (library,) = (tmp_path / "bnscale").iterdir()
         written = library.stat().st_mtime_ns
-        fused.kernels.cache_clear()
-        assert fused.kernels() is not None
+        native.kernels.cache_clear()
+        assert native.kernels() is not None
         assert library.stat().st_mtime_ns == written
     finally:
-        fused.kernels.cache_clear()
+        native.kernels.cache_clear()

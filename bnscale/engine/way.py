@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from bnscale.engine.compiled import compiled
 from bnscale.engine.recorded import Recorded, again, cuda_graph, unmoved
-from bnscale.networks import fused
+from bnscale.networks import native
 from bnscale.networks.recompute import Activations, recomputing
 from bnscale.trial import Norm, Precision, Trial
 
 
 class Way(Enum):
     PLAIN = "operation by operation"
-    FUSED = "norms in one operation with what follows"  # on a CPU; see networks/fused.py
+    FUSED = "norms in one operation with what follows"  # on a CPU; see networks/fused.py and chain.py
     REPLAYED = "operation by operation, the whole step recorded"  # needs no compiler
     COMPILED = "compiled blocks"
     RECORDED = "compiled blocks, the whole step recorded"
@@ -34,7 +34,7 @@ class Way(Enum):
 def ways(trial: Trial, device: torch.device) -> list[Way]:
     """For a trial on a device, the fastest first: a compiler may not be there, or an operation not to be recorded."""
     if device.type != "cuda":
-        return [Way.FUSED if fused.kernels() else Way.PLAIN]
+        return [Way.FUSED if native.kernels() else Way.PLAIN]
     # Noise is drawn anew each step from a generator that a recording would not see.
     drawn = trial.norm in (Norm.NOISE, Norm.NOISY)
     return [Way.COMPILED, Way.PLAIN] if drawn else [Way.RECORDED, Way.REPLAYED, Way.COMPILED, Way.PLAIN]

@@ -86,7 +86,7 @@ class StackedNorm(BatchNorm):
         return self.fused and (self.training or not torch.is_grad_enabled()) and fused.fits(images_NCHW)
 
     def rectified(self, images_NCHW: Tensor, plus_NCHW: Tensor | None) -> Tensor:
-        given = (self.weight, self.bias, self.running_mean, self.running_var)
+        given = self.given(images_NCHW)
         if not self.training:
             each_NCHW = torch.cat([images_NCHW] * len(self.weight)) if self.spreads else images_NCHW
             return fused.evaluated(each_NCHW, plus_NCHW, *given, EPS)
@@ -95,6 +95,9 @@ class StackedNorm(BatchNorm):
         assert plus_NCHW is None, "nothing is added behind the first convolution"
         rows = zip(*given, strict=True)
         return torch.cat([fused.rectified(images_NCHW, None, *row, self.momentum, EPS) for row in rows])
+
+    def given(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.weight, self.bias, self.running_mean, self.running_var
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         # Of operations a compiler makes a few kernels for all trials. On a GPU without one, too, torch's kernel once a

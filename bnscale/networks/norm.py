@@ -149,11 +149,16 @@ class BatchNorm(NormLayer):
 
     def rectified(self, images_NCHW: Tensor, plus_NCHW: Tensor | None) -> Tensor:
         """relu(norm(images) + plus)."""
-        given = (*self.gamma_beta(images_NCHW), self.running_mean, self.running_var)
+        given = self.given(images_NCHW)
         if not self.training:
             return fused.evaluated(images_NCHW, plus_NCHW, *given, EPS)
-        self.num_batches_tracked.add_(1)
         return fused.rectified(images_NCHW, plus_NCHW, *given, self.momentum, EPS)
+
+    def given(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Gamma, beta and the running statistics, for a kernel that computes with them; in training, once a step."""
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        return (*self.gamma_beta(images_NCHW), self.running_mean, self.running_var)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         if not self.training:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bnscale.networks import chain
 from bnscale.networks.norm import begun, rectified, shared, summed
 
 
@@ -30,6 +31,8 @@ class Block(nn.Module):
             self.shortcut.add_module("norm", norm(f"{name}.shortcut.norm"))
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
+        if chain.links(self, x_NCHW):
+            return chain.chained([self], x_NCHW)
         if isinstance(self.shortcut, nn.Sequential) and shared(self.norm1, self.norm2, self.shortcut[1]):
             return self._on_a_gang(x_NCHW, *self.shortcut)
         y_NCHW = rectified(self.norm1, self.relu1, self.conv1(x_NCHW))
@@ -69,5 +72,5 @@ class ResNet(nn.Module):
         self.output = nn.Linear(inputs, classes)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
-        x_NCHW = self.blocks(rectified(self.norm, self.relu, self.conv(images_NCHW)))
+        x_NCHW = chain.through(self.blocks, rectified(self.norm, self.relu, self.conv(images_NCHW)))
         return self.output(self.head_norm(F.avg_pool2d(x_NCHW, x_NCHW.shape[-1]).flatten(1)))

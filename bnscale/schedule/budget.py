@@ -29,6 +29,7 @@ from bnscale.engine.local import LocalEngine
 from bnscale.engine.machine import release_gpu, release_memory
 from bnscale.engine.objective import Objective
 from bnscale.networks import build, trained
+from bnscale.networks.norm import fuse
 from bnscale.probes import TABLES, Cadence, Probe, demand
 from bnscale.score import batch_of
 from bnscale.trial import Network, NormInit, OutputBias, Placement, Refusal, Trainable, Trial, WeightInit
@@ -57,6 +58,7 @@ class Work:
     flops: float  # forward and backward, a multiply-add as two
     forward: float  # flops of the forward pass
     saved: float  # bytes kept for the backward pass
+    fused: float  # bytes kept where norms are computed with what follows, as on a CPU
     parameters: float
     trained: float
     buffers: float  # values in running statistics
@@ -127,28 +129,37 @@ def _counted(trial: Trial | None) -> Work:
         network = build(trial)
         objective = Objective(network, trial)
         images_NCHW, targets = blank(trial, torch.device("cpu"))
-        kept: dict[int, Tensor] = {}  # alive until the end, so that no storage's number is used twice
-
-        def keep(tensor: Tensor) -> Tensor:
-            kept.setdefault(tensor.untyped_storage()._cdata, tensor)
-            return tensor
-
-        with FlopCounterMode(display=False) as forward, saved_tensors_hooks(keep, lambda t: t):
-            loss = objective(images_NCHW, targets)
+        with FlopCounterMode(display=False) as forward:
+            saved, loss = _saved(objective, images_NCHW, targets)
         with FlopCounterMode(display=False) as backward:
             if loss.requires_grad:
                 loss.backward()
-        mine = {p.untyped_storage()._cdata for p in network.parameters()}
-        saved = sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in mine)
+        fuse(network)
+        fused, _ = _saved(objective, images_NCHW, targets)
         return Work(
             flops=forward.get_total_flops() + backward.get_total_flops(),
             forward=forward.get_total_flops(),
             saved=saved,
+            fused=fused,
             parameters=sum(p.numel() for p in network.parameters()),
             trained=sum(p.numel() for p in trained(network).values()),
             buffers=sum(b.numel() for b in network.buffers()),
             norms=len(trial.norms),
         )
+
+
+def _saved(objective: Objective, images_NCHW: Tensor, targets: Tensor) -> tuple[float, Tensor]:
+    """Bytes that a forward pass keeps beside the parameters, and its loss."""
+    kept: dict[int, Tensor] = {}  # alive until the end, so that no storage's number is used twice
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.setdefault(tensor.untyped_storage()._cdata, tensor)
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda t: t):
+        loss = objective(images_NCHW, targets)
+    mine = {p.untyped_storage()._cdata for p in objective.parameters()}
+    return sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in mine), loss
 
 
 @dataclass(frozen=True)
@@ -280,7 +291,8 @@ def forecast(
     passes = sum(asked.evaluations * times for asked, times in readings)
     # Every worker of a gang computes the whole batch for itself where a probe takes gradients or looks along them.
     alone = sum(asked.steps(trial) * times for asked, times in readings)
-    weights, training, evaluated = _memory(trial, counted, 1 if alone else workers, members)
+    saved = counted.saved if gpu else counted.fused
+    weights, training, evaluated = _memory(trial, counted, saved, 1 if alone else workers, members)
     host = round(_process() + _data(trial))
     # A step that was recorded keeps its memory while something is read.
     reading = max(evaluated, training / members if alone else 0.0)
@@ -300,14 +312,14 @@ def _data(trial: Trial) -> float:
     return (facts.train + facts.test) * each
 
 
-def _memory(trial: Trial, counted: Work, workers: int, members: int) -> tuple[float, float, float]:
+def _memory(trial: Trial, counted: Work, saved: float, workers: int, members: int) -> tuple[float, float, float]:
     """Bytes of weights, gradients and momentum; beside them, of what backward needs with the few maps that live for a
     moment; and of the few maps of an evaluation's larger batch. Members share what does not train."""
     frozen = counted.parameters - counted.trained
     weights = FLOAT * (frozen + members * (3 * counted.trained + counted.buffers))
     sites = placed(trial.network, trial.depth, trial.width, trial.facts.side, Placement.EVERY)
     widest = FLOAT * max((site.channels * site.side**2 for site in sites), default=0)  # one image's largest map
-    training = members * (counted.saved + MAPS * widest * trial.batch) / workers
+    training = members * (saved + MAPS * widest * trial.batch) / workers
     return weights, training, MAPS * widest * members * batch_of(members)
 
 

@@ -1,0 +1,265 @@
+"""Residual blocks whose convolutions are frozen as one operation on the CPU, forward and backward.
+
+Convolutions of few channels wait for memory. Where a norm follows each of them and only norms train, nothing but the
+convolutions' outputs must exist for longer than an image stays in a cache: chain.c normalises an image as it goes into
+a convolution and sums what the next norm needs as it comes out. For a block of two layers images are read or written 6
+times forward and 10 times backward, where the operations one by one do it 10 and 18 times. Convolutions are direct,
+and as no weight trains, weights are laid out for them once. Kept for the backward pass are the convolutions' outputs
+and, of each block, one bit a value; gradients of weights are never computed.
+
+Numbers agree with the operations one by one to rounding, and with themselves to the last bit, whatever the number of
+threads. Legend: N images, C channels, H, W pixels, G groups of images with a statistic of their own.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from bnscale.networks import fused, native
+from bnscale.networks.native import CHUNK, LANES
+from bnscale.networks.norm import EPS, BatchNorm
+
+if TYPE_CHECKING:
+    from bnscale.networks.resnet import Block
+
+COLUMNS = 8  # of an image are computed at once: its width is a multiple
+
+
+def through(blocks: nn.Sequential, x_NCHW: Tensor) -> Tensor:
+    """blocks(x), where neighbours that can are one operation."""
+    if _changed(blocks):
+        return blocks(x_NCHW)
+    waiting: list[Block] = []
+    for block in cast("Iterable[Block]", blocks):
+        if not _changed(block) and links(block, x_NCHW):
+            waiting.append(block)  # which leaves the shape of x as it is
+            continue
+        x_NCHW = block(chained(waiting, x_NCHW))
+        waiting = []
+    return chained(waiting, x_NCHW)
+
+
+def links(block: "Block", x_NCHW: Tensor) -> bool:
+    """Whether a block can be `chained`, given images of the shape and the type that come."""
+    norms, convs = (block.norm1, block.norm2), (block.conv1, block.conv2)
+    return (
+        isinstance(block.shortcut, nn.Identity)
+        and all(isinstance(norm, BatchNorm) and norm.fuses(x_NCHW) for norm in norms)  # first: a compiler sees no more
+        and _fits(x_NCHW)
+        and all(_frozen(conv, x_NCHW.shape[1]) for conv in convs)
+        and not any(_changed(module) for module in block.children())
+    )
+
+
+def _fits(x_NCHW: Tensor) -> bool:
+    if x_NCHW.dim() != 4 or x_NCHW.shape[3] % COLUMNS or x_NCHW.shape[1] % LANES or x_NCHW.device.type != "cpu":
+        return False
+    convolved = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+    library = native.kernels()
+    return (
+        library is not None
+        and x_NCHW.dtype is convolved
+        and (convolved is torch.float32 or (convolved is torch.bfloat16 and bool(library.bnscale_chain_half())))
+    )
+
+
+def _frozen(conv: nn.Module, channels: int) -> bool:
+    """Whether it is a convolution that chain.c computes."""
+    return (
+        type(conv) is nn.Conv2d
+        and not conv.weight.requires_grad
+        and conv.weight.shape == (channels, channels, 3, 3)
+        and conv.weight.dtype is torch.float32
+        and conv.bias is None
+        and (conv.stride, conv.padding, conv.dilation) == ((1, 1), (1, 1), (1, 1))
+        and conv.padding_mode == "zeros"
+    )
+
+
+def _changed(module: nn.Module) -> bool:
+    """Whether somebody looks at what goes in or comes out, or has put something else in its place."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in module.__dict__
+
+
+@dataclass(frozen=True)
+class _Link:
+    """A frozen convolution and the norm behind it."""
+
+    weight: Tensor
+    mean_GC: Tensor  # running statistics
+    var_GC: Tensor
+    momentum: float
+
+
+def chained(blocks: "Sequence[Block]", x_NCHW: Tensor) -> Tensor:
+    """Blocks that link, one after the other. How they are parted into calls changes no bit."""
+    if not blocks:
+        return x_NCHW
+    links: list[_Link] = []
+    values: list[Tensor] = []
+    for block in blocks:
+        for conv, norm in ((block.conv1, block.norm1), (block.conv2, block.norm2)):
+            assert isinstance(norm, BatchNorm), "see `links`"
+            given = norm.given(x_NCHW)
+            fused.check(given)
+            values += given[:2]
+            links.append(_Link(conv.weight, *given[2:], norm.momentum))
+    x_NCHW = x_NCHW.contiguous(memory_format=torch.channels_last)
+    if blocks[0].norm1.training:
+        return _Chain.apply(x_NCHW, links, *values)
+    return _evaluated(x_NCHW, links, values)
+
+
+class _Shape:
+    """Sizes as chain.c takes them, and room for it to work in."""
+
+    def __init__(self, x_NCHW: Tensor, gamma_GC: Tensor) -> None:
+        images, self.channels, height, self.width = x_NCHW.shape
+        self.groups = gamma_GC.numel() // self.channels
+        self.sizes = (self.groups, images // self.groups, height, self.width, self.channels)
+        self.threads = torch.get_num_threads()
+        self.half = native.half(x_NCHW)
+        rows = max(1, CHUNK // self.channels)
+        pixels = height * self.width
+        self.chunks = images * (pixels // rows if pixels % rows == 0 else 1)
+        aligned = LANES * self.channels + (height + 2) * (self.width + 2) * self.channels
+        self.rooms = torch.empty(self.threads * aligned, dtype=x_NCHW.dtype)
+
+    def sums(self) -> Tensor:
+        """For two of each chunk and channel."""
+        return torch.empty(2, self.chunks, self.channels, dtype=torch.float32)
+
+
+class _Chain(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_NCHW: Tensor, links: list[_Link], *values: Tensor) -> Tensor:
+        shape = _Shape(x_NCHW, values[0])
+        kept: list[Tensor] = []  # of each convolution: its output, and mean, 1 / deviation, scale of the norm behind it
+        signs: list[Tensor] = []  # of each block
+        sums, y_NCHW, h_NCHW = shape.sums(), x_NCHW, torch.empty_like(x_NCHW)
+        norm: list[Tensor | None] = [None] * 3  # mean, scale and beta of the norm that is still before what comes
+        for place, link in enumerate(links):
+            gamma_GC, beta_GC = values[2 * place : 2 * place + 2]
+            adds = place > 0 and place % 2 == 0  # the block before ends
+            if adds:
+                signs.append(_signs(x_NCHW))
+            before = x_NCHW if place <= 2 else h_NCHW  # what the block before began with
+            out_NCHW = torch.empty_like(x_NCHW)
+            wide = list(torch.empty(3, shape.groups, shape.channels))
+            native.call(
+                "bnscale_chain_forward", *shape.sizes, y_NCHW, before if adds else None, *norm, h_NCHW,
+                signs[-1] if adds else None, _laid_out(link.weight, x_NCHW), out_NCHW, gamma_GC, link.mean_GC,
+                link.var_GC, link.momentum, EPS, *wide, sums, shape.rooms, shape.half, shape.threads,
+            )  # fmt: skip
+            kept += [out_NCHW, *wide]
+            y_NCHW, norm = out_NCHW, [wide[0], wide[2], beta_GC]
+        signs.append(_signs(x_NCHW))
+        before = x_NCHW if len(links) == 2 else h_NCHW
+        native.call(
+            "bnscale_chain_last", *shape.sizes, y_NCHW, before, *norm, h_NCHW, signs[-1], shape.half, shape.threads
+        )
+        ctx.save_for_backward(*kept, *signs, *values[1::2])
+        ctx.links, ctx.like = links, values[0].shape
+        return h_NCHW
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_NCHW: Tensor) -> tuple[Tensor | None, ...]:
+        links, many = ctx.links, len(ctx.links)
+        saved = list(ctx.saved_tensors)
+        of_links, signs, betas = saved[: 4 * many], saved[4 * many : -many], saved[-many:]
+        outs, means, inverses, scales = (of_links[part::4] for part in range(4))
+        shape = _Shape(outs[0], means[0])
+        gradient_NCHW = gradient_NCHW.to(outs[0].dtype).contiguous(memory_format=torch.channels_last)
+        slopes = [torch.empty(2, *ctx.like) for _ in links]  # of gamma and beta
+        here, there = shape.sums(), shape.sums()
+        g_NCHW, t_NCHW = torch.empty_like(outs[0]), torch.empty_like(outs[0])
+        native.call(
+            "bnscale_chain_end", *shape.sizes, gradient_NCHW, signs[-1], g_NCHW, outs[-1], means[-1], inverses[-1],
+            scales[-1], *slopes[-1], here, shape.half, shape.threads,
+        )  # fmt: skip
+        for place in reversed(range(many)):
+            if place == 0 and not ctx.needs_input_grad[0]:
+                break
+            second, before = place % 2 == 1, place - 1
+            norm_before: list[Tensor | None] = [None] * 7
+            if place:
+                norm_before = [
+                    outs[before],
+                    means[before],
+                    inverses[before],
+                    scales[before],
+                    betas[before],
+                    *slopes[before],
+                ]
+            native.call(
+                "bnscale_chain_backward", *shape.sizes, g_NCHW if second else t_NCHW, outs[place], means[place],
+                scales[place], betas[place], here[1], here[0], int(not second),
+                _laid_out(links[place].weight, outs[0], backward=True), t_NCHW, None if second else g_NCHW,
+                None if second or not place else signs[place // 2 - 1], *norm_before, there, shape.rooms, shape.half,
+                shape.threads,
+            )  # fmt: skip
+            here, there = there, here
+            if not second:
+                g_NCHW, t_NCHW = t_NCHW, g_NCHW
+        of_values = [part for pair in slopes for part in pair]
+        return g_NCHW if ctx.needs_input_grad[0] else None, None, *of_values
+
+
+def _evaluated(x_NCHW: Tensor, links: Sequence[_Link], values: Sequence[Tensor]) -> Tensor:
+    """By the running statistics. Has no gradient."""
+    shape = _Shape(x_NCHW, values[0])
+    come, y_NCHW, h_NCHW = x_NCHW, torch.empty_like(x_NCHW), torch.empty_like(x_NCHW)
+    norm: list[Tensor | None] = [None] * 3
+    for place, link in enumerate(links):
+        gamma_GC, beta_GC = values[2 * place : 2 * place + 2]
+        before = (x_NCHW if place == 2 else h_NCHW) if place and place % 2 == 0 else None
+        native.call(
+            "bnscale_chain_forward", *shape.sizes, come, before, *norm, h_NCHW, None, _laid_out(link.weight, x_NCHW),
+            y_NCHW, None, None, None, 0.0, EPS, None, None, None, None, shape.rooms, shape.half, shape.threads,
+        )  # fmt: skip
+        scale_GC = (gamma_GC.double() / (link.var_GC.double() + EPS).sqrt()).float()
+        come, norm = y_NCHW, [link.mean_GC, scale_GC, beta_GC]
+    before = x_NCHW if len(links) == 2 else h_NCHW
+    native.call("bnscale_chain_last", *shape.sizes, y_NCHW, before, *norm, h_NCHW, None, shape.half, shape.threads)
+    return h_NCHW
+
+
+def _signs(x_NCHW: Tensor) -> Tensor:
+    return torch.empty(x_NCHW.numel() // LANES, dtype=torch.int16)
+
+
+# --- weights ------------------------------------------------------------------------------------------
+
+_laid: Any = WeakTensorKeyDictionary()  # of each weight: its version, and how it has been laid out
+
+
+def _laid_out(weight_OIhw: Tensor, images_NCHW: Tensor, *, backward: bool = False) -> Tensor:
+    """A weight as `tile` in chain.c reads it for such images, or turned round for the way back. Kept: it is frozen."""
+    version, known = _laid.get(weight_OIhw, (None, {}))
+    if version != weight_OIhw._version:
+        known = {}
+        _laid[weight_OIhw] = weight_OIhw._version, known
+    together = 1 if images_NCHW.shape[3] % 16 == 0 or weight_OIhw.shape[0] % (2 * LANES) else 2
+    key = (images_NCHW.dtype, together, backward)
+    if key not in known:
+        given = weight_OIhw.detach()
+        known[key] = _lay_out(given.flip(2, 3).transpose(0, 1) if backward else given, images_NCHW.dtype, together)
+    found: Tensor = known[key]
+    return found
+
+
+def _lay_out(weight_OIhw: Tensor, dtype: torch.dtype, together: int) -> Tensor:
+    outputs, inputs = weight_OIhw.shape[:2]
+    blocks = outputs // LANES // together
+    each = weight_OIhw.to(dtype).permute(2, 1, 3, 0)
+    if dtype is torch.float32:
+        return each.reshape(3, inputs, 3, blocks, together, LANES).permute(3, 0, 1, 2, 4, 5).contiguous()
+    pairs = each.reshape(3, inputs // 2, 2, 3, blocks, together, LANES)
+    return pairs.permute(4, 0, 1, 3, 5, 6, 2).contiguous()
