@@ -30,7 +30,7 @@ PIECE = ["--preset", "laptop", "--set", "depth=8", "--set", "seed=0"]
 FEW = [*PIECE, "--set", "lr=0.3", "--set", "epochs=none", "--set", "steps=4"]
 SHORT = [*FEW, "--set", "trainable=bn,output"]  # 2 trials
 GROWN = ["seed=0,1" if word == "seed=0" else word for word in SHORT]  # 4 trials
-LONG = [*PIECE, "--set", "trainable=bn,output", "--set", "lr=0.1", "--set", "epochs=8"]  # 2 trials
+LONG = [*PIECE, "--set", "trainable=bn,output", "--set", "lr=0.1", "--set", "epochs=20"]  # 2 trials
 
 
 def start(*words: str, folder: Path = ROOT) -> subprocess.Popen[str]:
