@@ -17,6 +17,7 @@ not fit and are computed again.
 
 import argparse
 import gc
+import math
 import os
 import sys
 import time
@@ -31,17 +32,17 @@ import table
 import torch
 from limit import Machine, effort, limit, measured, trial
 from step import Apart, images
-from torch import Tensor
 
 from bnscale.data import Resident, pixels
-from bnscale.engine import Gang
+from bnscale.engine import Alone, Gang
 from bnscale.engine.cohort import CohortEngine
 from bnscale.engine.local import LocalEngine
+from bnscale.engine.losses import Losses
 from bnscale.engine.machine import forget_peak, keep_freed_memory, memory_of, peak_memory
 from bnscale.networks import build
 from bnscale.networks.recompute import Activations
 from bnscale.schedule.budget import work
-from bnscale.train import LOOK_EVERY
+from bnscale.train import LATE, LOOK_EVERY
 from bnscale.trial import Augmentation, Data, Pixels, Precision, Trial
 
 BATCH = 128
@@ -60,12 +61,12 @@ class Grid:
         forget_peak(self.device)
         gang, network = Gang(device=self.device), build(trials[0])
         self.engine: Any = (
-            LocalEngine(network, trials[0], gang, None, way)
+            Alone(LocalEngine(network, trials[0], gang, None, way))
             if len(trials) == 1
             else CohortEngine(network, trials, gang, [None] * len(trials), way)
         )
         self.at = 0
-        self.losses: list[Tensor] = []
+        self.losses: Losses[Trial] = Losses(self.engine)
 
     def run(self, steps: int, clock: Callable[[], float] = time.perf_counter) -> tuple[float, int, str]:
         """Seconds of so many updates of all trials, data and augmentation included; peak memory; what is said of it."""
@@ -75,11 +76,11 @@ class Grid:
             losses = self.engine(*self.data.batch(self.at))
             self.engine.backward(losses)
             self.engine.step(*(each.rate(self.at) for each in self.trials))
-            self.losses.append(losses.detach())
+            self.losses.add(losses)
             self.at += 1
-            if self.at % LOOK_EVERY[self.device.type] == 0:  # train.py does so, and waits for the device
-                assert torch.stack(self.losses).isfinite().all()
-                self.losses.clear()
+            if self.at % LOOK_EVERY[self.device.type] == 0:
+                for _, told in self.losses.told(self.at, self.trials, LATE[self.device.type]):
+                    assert all(map(math.isfinite, (loss for _, values in told for loss in values)))
         self._wait()
         note = "" if self.way is Activations.KEPT else "again"
         return clock() - start, peak_memory(self.device) or 0, f"{note}|{self.engine.backend}"
