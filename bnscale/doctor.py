@@ -229,7 +229,8 @@ def compiler() -> Finding:
         slow = "none: trials train all the same, more slowly; Debian: apt install gcc, or name one with $CC"
         return Finding("compiler", State.WARNING, slow)
     if native.kernels() is None:
-        return Finding("compiler", State.OK, f"{found[0]}; norms are not fused on this CPU (no AVX-512)")
+        why = "what it makes does not load; name another with $CC" if native.wide() else "this CPU has no AVX-512"
+        return Finding("compiler", State.OK, f"{found[0]}; norms are not fused: {why}")
     return Finding("compiler", State.OK, f"{found[0]}: norms are fused on the CPU")
 
 

@@ -1,15 +1,18 @@
 """Residual blocks in one operation are what their layers are one after the other."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 
 from bnscale.networks import chain, native
 from bnscale.networks.norm import EPS, BatchNorm, composed, fuse
-from bnscale.networks.resnet import Block
+from bnscale.networks.resnet import Block, through
 from bnscale.trial import Affine
 
 pytestmark = pytest.mark.skipif(native.kernels() is None, reason="this machine has no C compiler, or no AVX-512")
@@ -69,7 +72,7 @@ class Case:
         x = self.x.to(dtype, copy=True).requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
             if chained:
-                y = chain.through(self.blocks, x)
+                y = through(self.blocks, x)
                 assert y.grad_fn is not None
                 assert "Chain" in type(y.grad_fn).__name__
             else:
@@ -146,7 +149,7 @@ def test_evaluation_is_that_of_the_layers_one_by_one_and_moves_no_statistic(dtyp
         x = each.x.to(dtype)
         kept = x.clone()
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
-            found = chain.through(each.blocks, x)
+            found = through(each.blocks, x)
             assert torch.equal(x, kept)
             with composed(each.blocks):
                 other = each.blocks(x)
@@ -171,7 +174,7 @@ def test_a_value_that_is_no_number_stays_none_in_its_group_and_reaches_no_other(
 def test_the_images_are_left_as_they_were_and_no_gradient_of_theirs_is_computed_unasked() -> None:
     each = Case(1, 3, 16, 8, 2)
     kept = each.x.clone()
-    y = chain.through(each.blocks, each.x)
+    y = through(each.blocks, each.x)
     slopes = torch.autograd.grad(y, each.leaves(), each.gradient)
     assert torch.equal(each.x, kept)
     asked = each.trained(chained=True)
@@ -196,7 +199,7 @@ def test_no_bit_depends_on_how_blocks_are_parted_into_chains(
 ) -> None:
     each = Case(2, 3, 32, 16, 3)
     whole = each.trained(chained=True, dtype=dtype)
-    monkeypatch.setattr(chain, "_changed", lambda module: module is each.blocks)
+    monkeypatch.setattr(chain, "changed", lambda module: module is each.blocks)
     parted = each.trained(chained=True, dtype=dtype)
     for a, b in zip(whole, parted, strict=True):
         assert torch.equal(a, b)
@@ -213,36 +216,189 @@ def test_who_looks_into_a_block_or_puts_something_in_its_place_gets_it_alone() -
 
     right = each.trained(chained=True)
     each.blocks[1].forward = counted
-    y = chain.through(each.blocks, each.x)
+    y = through(each.blocks, each.x)
     assert asked == [1]
     assert far([y.detach()], [right[0].double()])[0] < 1e-5
     del each.blocks[1].forward
     seen: list[Tensor] = []
     for place in (each.blocks, each.blocks[0].relu1, each.blocks[2].conv1):
         hook = place.register_forward_hook(lambda module, given, out: seen.append(out))
-        chain.through(each.blocks, each.x)
+        through(each.blocks, each.x)
         hook.remove()
     assert len(seen) == 3
 
 
-@pytest.mark.parametrize("own", ["weight that trains", "stride", "bias", "narrow images", "another type"])
-def test_what_the_kernel_cannot_compute_is_left_to_the_layers(own: str) -> None:
-    each = Case(1, 4, 16, 4 if own == "narrow images" else 8, 1)
-    block = each.blocks[0]
-    x = each.x
-    if own == "weight that trains":
-        block.conv1.weight.requires_grad = True
-    elif own == "stride":
-        block.conv1.stride = block.conv2.stride = (1, 2)
-        block.conv2.padding = (1, 5)
-    elif own == "bias":
-        block.conv1.bias = nn.Parameter(torch.ones(16))
-    elif own == "another type":
-        each.blocks.double()
-        x = x.double()
-        for norm in (block.norm1, block.norm2):
-            norm.fused = False
-    assert not chain.links(block, x)
-    if own != "stride":
-        with composed(each.blocks):
-            chain.through(each.blocks, x)
+def test_blocks_in_training_and_in_evaluation_are_each_what_they_are() -> None:
+    each = Case(1, 4, 16, 8, 3)
+    each.blocks[1].eval()
+    each.blocks[2].norm1.eval()
+    right = Case(1, 4, 16, 8, 3)
+    right.blocks[1].eval()
+    right.blocks[2].norm1.eval()
+    right.blocks.double()
+    with torch.no_grad():
+        found = through(each.blocks, each.x)
+        with composed(right.blocks):
+            assert far([found], [right.blocks(right.x.double())])[0] < 1e-5
+    for (name, moved), other in zip(each.blocks.named_buffers(), right.blocks.buffers(), strict=True):
+        if "running" in name:
+            torch.testing.assert_close(moved.double(), other.double(), rtol=1e-5, atol=1e-6)
+
+
+def test_without_gradients_a_chain_in_training_keeps_nothing_and_computes_the_same() -> None:
+    each, other = Case(1, 4, 32, 16, 3), Case(1, 4, 32, 16, 3)
+    with torch.no_grad():
+        found = through(each.blocks, each.x)
+    y = through(other.blocks, other.x)
+    assert torch.equal(found, y.detach())
+    assert all(map(torch.equal, each.blocks.buffers(), other.blocks.buffers()))
+    made: list[int] = []
+    real = torch.empty_like
+
+    def counted(like: Tensor, **given: object) -> Tensor:
+        made.append(1)
+        return real(like, **given)  # type: ignore[call-overload]
+
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(torch, "empty_like", counted)
+        through(each.blocks, each.x)
+    assert len(made) == 2  # whatever the number of blocks
+
+
+def test_a_weight_that_changes_before_the_way_back_is_an_error_as_it_is_layer_by_layer() -> None:
+    each = Case(1, 3, 16, 8, 2)
+    y = through(each.blocks, each.x.requires_grad_())
+    with torch.no_grad():
+        each.blocks[0].conv1.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_a_weight_that_is_put_in_the_place_of_another_is_laid_out_anew() -> None:
+    each = Case(1, 3, 16, 8, 1)
+    each.trained(chained=True)
+    each.blocks[0].conv1.weight.data = -each.blocks[0].conv1.weight.data
+    assert max(far(each.trained(chained=True), each.exact())) < 1e-5
+
+
+def test_what_is_kept_may_be_laid_anew_by_hooks_on_saved_tensors() -> None:
+    each = Case(1, 3, 16, 8, 2)
+    right = each.trained(chained=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.contiguous(), lambda t: t):
+        again = each.trained(chained=True)
+    assert all(map(torch.equal, right, again))
+
+
+def test_images_and_gradients_may_lie_as_they_like_and_need_not_be_square() -> None:
+    each = Case(1, 3, 16, 8, 2)
+    each.x = each.x.repeat(1, 1, 3, 1).contiguous()
+    each.gradient = torch.randn(each.x.shape, generator=each.draws)
+    assert max(far(each.trained(chained=True), each.exact())) < 1e-5
+
+
+def test_a_chain_cannot_be_traced_without_content_or_differentiated_twice() -> None:
+    each = Case(1, 2, 16, 8, 1)
+    right = each.trained(chained=True)
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake, pytest.raises(RuntimeError, match="cannot be traced"):
+        through(each.blocks, fake.from_tensor(each.x))
+    assert torch.equal(each.trained(chained=True)[0], right[0])  # nothing of that is left
+    y = through(each.blocks, each.x.requires_grad_())
+    (slope,) = torch.autograd.grad(y.square().sum(), [each.x], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # torch's own
+def test_a_tangent_is_not_lost() -> None:
+    each = Case(1, 2, 16, 8, 1)
+    each.blocks.eval()
+    with torch.no_grad(), forward_ad.dual_level():
+        dual = forward_ad.make_dual(each.x, torch.ones_like(each.x))
+        for norm in (each.blocks[0].norm1, each.blocks[0].norm2):
+            norm.fuses = partial(BatchNorm.fuses, norm)
+        assert forward_ad.unpack_dual(through(each.blocks, dual)).tangent is not None
+
+
+def _trains(each: Case) -> None:
+    each.blocks[0].conv2.weight.requires_grad = True
+
+
+def _strides(each: Case) -> None:
+    each.blocks[0].conv2.stride = (2, 2)
+
+
+def _adds(each: Case) -> None:
+    each.blocks[0].conv1.bias = nn.Parameter(torch.ones(32))
+
+
+def _mirrors(each: Case) -> None:
+    each.blocks[0].conv2.padding_mode = "reflect"
+
+
+def _parts(each: Case) -> None:
+    each.blocks[0].conv2 = nn.Conv2d(32, 32, 3, padding=1, groups=2, bias=False).requires_grad_(False)
+
+
+def _is_double(each: Case) -> None:
+    each.blocks[0].conv2.double()
+
+
+def _rectifies_otherwise(each: Case) -> None:
+    each.blocks[0].relu1 = nn.GELU()  # type: ignore[assignment]
+
+
+def _has_a_shortcut(each: Case) -> None:
+    each.blocks[0].shortcut = nn.Sequential(nn.Conv2d(32, 32, 1))
+
+
+def _is_wide(each: Case) -> None:
+    each.x = each.x.double()
+
+
+def _is_narrow(each: Case) -> None:
+    each.x = each.x[..., :4]
+
+
+def _is_thin(each: Case) -> None:
+    each.x = each.x[:, :24]
+
+
+def _is_empty(each: Case) -> None:
+    each.x = each.x[:, :, :0]
+
+
+def _is_watched(each: Case) -> None:
+    each.blocks[0].conv2.register_forward_hook(lambda *given: None)
+
+
+CHANGES = [
+    _trains, _strides, _adds, _mirrors, _parts, _is_double, _rectifies_otherwise, _has_a_shortcut, _is_wide, _is_narrow,
+    _is_thin, _is_empty, _is_watched,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_the_kernel_cannot_compute_is_left_to_the_layers(change: Callable[[Case], None]) -> None:
+    each = Case(1, 4, 32, 8, 1)
+    assert chain.links(each.blocks[0], each.x)
+    change(each)
+    assert not chain.links(each.blocks[0], each.x)
+
+
+def test_images_of_another_type_than_convolutions_have_are_left_to_the_layers() -> None:
+    each = Case(1, 4, 32, 8, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not chain.links(each.blocks[0], each.x)
+        assert chain.links(each.blocks[0], each.x.bfloat16()) is HALF
+    assert not chain.links(each.blocks[0], each.x.bfloat16())
+
+
+def test_a_block_of_another_class_is_computed_by_it() -> None:
+    class Other(Block):
+        def forward(self, x_NCHW: Tensor) -> Tensor:
+            return 2 * x_NCHW
+
+    each = Case(1, 2, 16, 8, 2)
+    each.blocks[0].__class__ = Other
+    alone = through(nn.Sequential(each.blocks[1]), 2 * each.x)
+    assert torch.equal(through(each.blocks, each.x), alone)

@@ -11,12 +11,13 @@ Numbers agree with the operations one by one to rounding, and with themselves to
 threads. Legend: N images, C channels, H, W pixels, G groups of images with a statistic of their own.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -30,34 +31,25 @@ if TYPE_CHECKING:
 COLUMNS = 8  # of an image are computed at once: its width is a multiple
 
 
-def through(blocks: nn.Sequential, x_NCHW: Tensor) -> Tensor:
-    """blocks(x), where neighbours that can are one operation."""
-    if _changed(blocks):
-        return blocks(x_NCHW)
-    waiting: list[Block] = []
-    for block in cast("Iterable[Block]", blocks):
-        if not _changed(block) and links(block, x_NCHW):
-            waiting.append(block)  # which leaves the shape of x as it is
-            continue
-        x_NCHW = block(chained(waiting, x_NCHW))
-        waiting = []
-    return chained(waiting, x_NCHW)
-
-
 def links(block: "Block", x_NCHW: Tensor) -> bool:
     """Whether a block can be `chained`, given images of the shape and the type that come."""
-    norms, convs = (block.norm1, block.norm2), (block.conv1, block.conv2)
+    norms, convs, relus = (block.norm1, block.norm2), (block.conv1, block.conv2), (block.relu1, block.relu2)
     return (
         isinstance(block.shortcut, nn.Identity)
         and all(isinstance(norm, BatchNorm) and norm.fuses(x_NCHW) for norm in norms)  # first: a compiler sees no more
+        and block.norm1.training == block.norm2.training
         and _fits(x_NCHW)
         and all(_frozen(conv, x_NCHW.shape[1]) for conv in convs)
-        and not any(_changed(module) for module in block.children())
+        and all(type(relu) is nn.ReLU for relu in relus)
+        and not any(changed(module) for module in block.children())
     )
 
 
 def _fits(x_NCHW: Tensor) -> bool:
-    if x_NCHW.dim() != 4 or x_NCHW.shape[3] % COLUMNS or x_NCHW.shape[1] % LANES or x_NCHW.device.type != "cpu":
+    if x_NCHW.dim() != 4 or x_NCHW.device.type != "cpu" or not x_NCHW.numel():
+        return False
+    _, channels, _, width = x_NCHW.shape
+    if width % COLUMNS or channels % LANES or channels > CHUNK:
         return False
     convolved = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
     library = native.kernels()
@@ -81,10 +73,10 @@ def _frozen(conv: nn.Module, channels: int) -> bool:
     )
 
 
-def _changed(module: nn.Module) -> bool:
-    """Whether somebody looks at what goes in or comes out, or has put something else in its place."""
+def changed(module: nn.Module) -> bool:
+    """Whether somebody looks at what goes into a module or comes out, or computes something else in its place."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or "forward" in module.__dict__
+    return any(hooks) or nn.modules.module._has_any_global_hook() or "forward" in module.__dict__
 
 
 @dataclass(frozen=True)
@@ -111,9 +103,11 @@ def chained(blocks: "Sequence[Block]", x_NCHW: Tensor) -> Tensor:
             values += given[:2]
             links.append(_Link(conv.weight, *given[2:], norm.momentum))
     x_NCHW = x_NCHW.contiguous(memory_format=torch.channels_last)
-    if blocks[0].norm1.training:
+    if not blocks[0].norm1.training:
+        return _evaluated(x_NCHW, links, values)
+    if torch.is_grad_enabled() and any(each.requires_grad for each in (x_NCHW, *values)):
         return _Chain.apply(x_NCHW, links, *values)
-    return _evaluated(x_NCHW, links, values)
+    return _forward(x_NCHW, links, values, None)
 
 
 class _Shape:
@@ -122,6 +116,7 @@ class _Shape:
     def __init__(self, x_NCHW: Tensor, gamma_GC: Tensor) -> None:
         images, self.channels, height, self.width = x_NCHW.shape
         self.groups = gamma_GC.numel() // self.channels
+        assert images % self.groups == 0, "each group has as many images"
         self.sizes = (self.groups, images // self.groups, height, self.width, self.channels)
         self.threads = torch.get_num_threads()
         self.half = native.half(x_NCHW)
@@ -136,48 +131,66 @@ class _Shape:
         return torch.empty(2, self.chunks, self.channels, dtype=torch.float32)
 
 
+class _Kept(NamedTuple):
+    """For the backward pass."""
+
+    of_links: list[Tensor]  # of each convolution: its output, and mean, 1 / deviation, scale of the norm behind it
+    signs: list[Tensor]  # of each block
+
+
+def _forward(x_NCHW: Tensor, links: Sequence[_Link], values: Sequence[Tensor], kept: _Kept | None) -> Tensor:
+    """By the statistics of the images, towards which the running ones move."""
+    shape = _Shape(x_NCHW, values[0])
+    sums, y_NCHW, h_NCHW = shape.sums(), x_NCHW, torch.empty_like(x_NCHW)
+    norm: list[Tensor | None] = [None] * 3  # mean, scale and beta of the norm that is still before what comes
+    for place, link in enumerate(links):
+        gamma_GC, beta_GC = values[2 * place : 2 * place + 2]
+        adds = place > 0 and place % 2 == 0  # the block before ends
+        before = x_NCHW if place <= 2 else h_NCHW  # what the block before began with
+        signs = _signs(x_NCHW, kept) if adds else None
+        out_NCHW = torch.empty_like(x_NCHW) if kept or place == 0 else y_NCHW  # an image goes before another comes
+        wide = list(torch.empty(3, shape.groups, shape.channels))
+        native.call(
+            "bnscale_chain_forward", *shape.sizes, y_NCHW, before if adds else None, *norm, h_NCHW, signs,
+            _laid_out(link.weight, x_NCHW), out_NCHW, gamma_GC, link.mean_GC, link.var_GC, link.momentum, EPS, *wide,
+            sums, shape.rooms, shape.half, shape.threads,
+        )  # fmt: skip
+        if kept:
+            kept.of_links.extend([out_NCHW, *wide])
+        y_NCHW, norm = out_NCHW, [wide[0], wide[2], beta_GC]
+    before, signs = x_NCHW if len(links) == 2 else h_NCHW, _signs(x_NCHW, kept)
+    native.call("bnscale_chain_last", *shape.sizes, y_NCHW, before, *norm, h_NCHW, signs, shape.half, shape.threads)
+    return h_NCHW
+
+
+def _signs(x_NCHW: Tensor, kept: _Kept | None) -> Tensor | None:
+    if kept is None:
+        return None
+    kept.signs.append(torch.empty(x_NCHW.numel() // LANES, dtype=torch.int16))
+    return kept.signs[-1]
+
+
 class _Chain(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_NCHW: Tensor, links: list[_Link], *values: Tensor) -> Tensor:
-        shape = _Shape(x_NCHW, values[0])
-        kept: list[Tensor] = []  # of each convolution: its output, and mean, 1 / deviation, scale of the norm behind it
-        signs: list[Tensor] = []  # of each block
-        sums, y_NCHW, h_NCHW = shape.sums(), x_NCHW, torch.empty_like(x_NCHW)
-        norm: list[Tensor | None] = [None] * 3  # mean, scale and beta of the norm that is still before what comes
-        for place, link in enumerate(links):
-            gamma_GC, beta_GC = values[2 * place : 2 * place + 2]
-            adds = place > 0 and place % 2 == 0  # the block before ends
-            if adds:
-                signs.append(_signs(x_NCHW))
-            before = x_NCHW if place <= 2 else h_NCHW  # what the block before began with
-            out_NCHW = torch.empty_like(x_NCHW)
-            wide = list(torch.empty(3, shape.groups, shape.channels))
-            native.call(
-                "bnscale_chain_forward", *shape.sizes, y_NCHW, before if adds else None, *norm, h_NCHW,
-                signs[-1] if adds else None, _laid_out(link.weight, x_NCHW), out_NCHW, gamma_GC, link.mean_GC,
-                link.var_GC, link.momentum, EPS, *wide, sums, shape.rooms, shape.half, shape.threads,
-            )  # fmt: skip
-            kept += [out_NCHW, *wide]
-            y_NCHW, norm = out_NCHW, [wide[0], wide[2], beta_GC]
-        signs.append(_signs(x_NCHW))
-        before = x_NCHW if len(links) == 2 else h_NCHW
-        native.call(
-            "bnscale_chain_last", *shape.sizes, y_NCHW, before, *norm, h_NCHW, signs[-1], shape.half, shape.threads
-        )
-        ctx.save_for_backward(*kept, *signs, *values[1::2])
-        ctx.links, ctx.like = links, values[0].shape
-        return h_NCHW
+        kept = _Kept([], [])
+        y_NCHW = _forward(x_NCHW, links, values, kept)
+        ctx.save_for_backward(*kept.of_links, *kept.signs, *values[1::2], *(link.weight for link in links))
+        ctx.many, ctx.like = len(links), values[0].shape
+        return y_NCHW
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_NCHW: Tensor) -> tuple[Tensor | None, ...]:
-        links, many = ctx.links, len(ctx.links)
-        saved = list(ctx.saved_tensors)
-        of_links, signs, betas = saved[: 4 * many], saved[4 * many : -many], saved[-many:]
+        many, saved = ctx.many, list(ctx.saved_tensors)
+        of_links, signs, betas, weights = (
+            saved[: 4 * many], saved[4 * many : -2 * many], saved[-2 * many : -many], saved[-many:]
+        )  # fmt: skip
         outs, means, inverses, scales = (of_links[part::4] for part in range(4))
+        outs = [out_NCHW.contiguous(memory_format=torch.channels_last) for out_NCHW in outs]  # hooks may lay them anew
         shape = _Shape(outs[0], means[0])
         gradient_NCHW = gradient_NCHW.to(outs[0].dtype).contiguous(memory_format=torch.channels_last)
-        slopes = [torch.empty(2, *ctx.like) for _ in links]  # of gamma and beta
+        slopes = [torch.empty(2, *ctx.like) for _ in outs]  # of gamma and beta
         here, there = shape.sums(), shape.sums()
         g_NCHW, t_NCHW = torch.empty_like(outs[0]), torch.empty_like(outs[0])
         native.call(
@@ -201,7 +214,7 @@ class _Chain(torch.autograd.Function):
             native.call(
                 "bnscale_chain_backward", *shape.sizes, g_NCHW if second else t_NCHW, outs[place], means[place],
                 scales[place], betas[place], here[1], here[0], int(not second),
-                _laid_out(links[place].weight, outs[0], backward=True), t_NCHW, None if second else g_NCHW,
+                _laid_out(weights[place], outs[0], backward=True), t_NCHW, None if second else g_NCHW,
                 None if second or not place else signs[place // 2 - 1], *norm_before, there, shape.rooms, shape.half,
                 shape.threads,
             )  # fmt: skip
@@ -231,26 +244,30 @@ def _evaluated(x_NCHW: Tensor, links: Sequence[_Link], values: Sequence[Tensor])
     return h_NCHW
 
 
-def _signs(x_NCHW: Tensor) -> Tensor:
-    return torch.empty(x_NCHW.numel() // LANES, dtype=torch.int16)
-
-
 # --- weights ------------------------------------------------------------------------------------------
 
 _laid: Any = WeakTensorKeyDictionary()  # of each weight: its version, and how it has been laid out
 
 
 def _laid_out(weight_OIhw: Tensor, images_NCHW: Tensor, *, backward: bool = False) -> Tensor:
-    """A weight as `tile` in chain.c reads it for such images, or turned round for the way back. Kept: it is frozen."""
-    version, known = _laid.get(weight_OIhw, (None, {}))
-    if version != weight_OIhw._version:
-        known = {}
-        _laid[weight_OIhw] = weight_OIhw._version, known
+    """A weight as `tile` in chain.c reads it for such images, or turned round for the way back.
+
+    Kept, for it is frozen, until it changes or moves; a change in its place through `.data` nobody sees.
+    """
     together = 1 if images_NCHW.shape[3] % 16 == 0 or weight_OIhw.shape[0] % (2 * LANES) else 2
     key = (images_NCHW.dtype, together, backward)
+    given = weight_OIhw.detach()
+    if backward:
+        given = given.flip(2, 3).transpose(0, 1)
+    if isinstance(weight_OIhw, FakeTensor) or weight_OIhw.is_inference():
+        return _lay_out(given, images_NCHW.dtype, together)
+    state = weight_OIhw._version, weight_OIhw.data_ptr()
+    before, known = _laid.get(weight_OIhw, (None, {}))
+    if before != state:
+        known = {}
+        _laid[weight_OIhw] = state, known
     if key not in known:
-        given = weight_OIhw.detach()
-        known[key] = _lay_out(given.flip(2, 3).transpose(0, 1) if backward else given, images_NCHW.dtype, together)
+        known[key] = _lay_out(given, images_NCHW.dtype, together)
     found: Tensor = known[key]
     return found
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from bnscale.networks import native
@@ -27,6 +28,7 @@ def fits(images_NCHW: Tensor) -> bool:
         images_NCHW.device.type == "cpu"
         and images_NCHW.dtype in _TYPES
         and images_NCHW.shape[1] % LANES == 0
+        and forward_ad._current_level < 0  # a tangent would be lost
         and native.kernels() is not None
     )
 

@@ -14,6 +14,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -34,28 +35,49 @@ _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fPIC", "-fopenmp", f"-DCH
 def kernels() -> Any:
     """The compiled library, or None where this machine cannot have it or would not gain by it.
 
-    It is kept under the cache folder, by what it was made from, so that whoever comes later finds it; where that cannot
-    be, each process has its own.
+    It is kept under the cache folder, by what it was made from, so that whoever comes later finds it, or that it cannot
+    be loaded; where nothing can be kept, each process has its own.
     """
     found = compiler()
-    if found is None or "avx512f" not in _processor():  # half as wide, it takes several times as long as torch's own
+    if found is None or not wide():  # half as wide, it takes several times as long as torch's own
         return None
     source = b"".join(path.read_bytes() for path in (*_SOURCES, *_HEADERS))
-    made_from = hashlib.sha256(source + repr((_FLAGS, found, _processor())).encode()).hexdigest()
-    with contextlib.suppress(OSError, RuntimeError, subprocess.SubprocessError):  # no home, or no place for code
+    about = Path(found[0]).stat()  # another version is another size or another time
+    made_from = repr((_flags(), found, about.st_size, about.st_mtime_ns, _processor())).encode()
+    name = f"kernels-{hashlib.sha256(source + made_from).hexdigest()[:16]}.so"
+    with contextlib.suppress(OSError, RuntimeError):  # no home, or no place for code
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bnscale"
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        library = home / f"kernels-{made_from[:16]}.so"
+        library = home / name
         if _ours(home) and (not library.exists() or _ours(library)):
-            if library.exists():
-                with contextlib.suppress(OSError):  # of a file that a crash cut short
-                    return _declared(ctypes.CDLL(str(library)))
-            _compile(found, library)
-            return _declared(ctypes.CDLL(str(library)))
-    with contextlib.suppress(OSError, subprocess.SubprocessError), tempfile.TemporaryDirectory() as own:
-        _compile(found, Path(own) / "kernels.so")
-        return _declared(ctypes.CDLL(str(Path(own) / "kernels.so")))
+            return _made(found, library)
+    with contextlib.suppress(OSError), tempfile.TemporaryDirectory() as own:
+        return _made(found, Path(own) / name)
     return None
+
+
+def _made(command: tuple[str, ...], library: Path) -> Any:
+    """What is there or is compiled now; None where it cannot be compiled or loaded. Raises OSError without a place."""
+    hopeless = library.with_suffix(".failed")
+    if hopeless.exists():
+        return None
+    if library.exists():
+        with contextlib.suppress(OSError):  # of a file that a crash cut short
+            return _declared(ctypes.CDLL(str(library)))
+    try:
+        _compile(command, library)
+    except subprocess.SubprocessError:
+        return None
+    try:
+        return _declared(ctypes.CDLL(str(library)))
+    except OSError as error:  # as where a compiler asks for an OpenMP of its own
+        hopeless.write_text(f"{error}\n")
+        return None
+
+
+def wide() -> bool:
+    """Whether the processor computes as the kernels are written."""
+    return "avx512f" in _processor()
 
 
 def _ours(path: Path) -> bool:
@@ -80,11 +102,14 @@ def _compile(command: tuple[str, ...], library: Path) -> None:
         whole = Path(folder) / library.name
         parts = [Path(folder) / f"{source.stem}.o" for source in _SOURCES]
         quiet: dict[str, Any] = {"check": True, "capture_output": True, "timeout": 120}
-        wide = ["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []
         for source, part in zip(_SOURCES, parts, strict=True):
-            subprocess.run([*command, *_FLAGS, *wide, "-c", str(source), "-o", str(part)], **quiet)
+            subprocess.run([*command, *_flags(), "-c", str(source), "-o", str(part)], **quiet)
         subprocess.run([*command, "-shared", *map(str, parts), "-o", str(whole)], **quiet)
         whole.replace(library)
+
+
+def _flags() -> tuple[str, ...]:
+    return (*_FLAGS, "-mprefer-vector-width=512") if platform.machine() == "x86_64" else _FLAGS
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
@@ -117,10 +142,26 @@ def _processor() -> str:
     return "\n".join([platform.machine(), *dict.fromkeys(told)])
 
 
+_imagined = False
+
+
+@contextlib.contextmanager
+def imagined() -> Iterator[None]:
+    """Inside, tensors that have shapes and no content are taken, and nothing is computed of them."""
+    global _imagined
+    _imagined = True
+    try:
+        yield
+    finally:
+        _imagined = False
+
+
 def call(name: str, *given: Tensor | float | None) -> None:
-    """A kernel, by the addresses of the tensors that it is given. Of tensors without content nothing is computed."""
+    """A kernel, by the addresses of the tensors that it is given. Raises RuntimeError for one that has no content."""
     if any(isinstance(each, FakeTensor) for each in given):
-        return
+        if _imagined:
+            return
+        raise RuntimeError(f"{name} computes at once and cannot be traced; use bnscale.networks.norm.composed")
     library = kernels()
     assert library is not None, "asked for images that fit"
     getattr(library, name)(*(each.data_ptr() if isinstance(each, Tensor) else each for each in given))

@@ -47,6 +47,22 @@ class Block(nn.Module):
         return self.relu2(summed([self.norm2, norm], [y_NCHW, shortcut_NCHW]))
 
 
+def through(blocks: nn.Sequential, x_NCHW: Tensor) -> Tensor:
+    """blocks(x), where neighbours that can are one operation."""
+    if chain.changed(blocks):
+        return blocks(x_NCHW)
+    waiting: list[Block] = []
+    for block in blocks:
+        link = block if type(block) is Block and not chain.changed(block) and chain.links(block, x_NCHW) else None
+        if waiting and not (link and link.norm1.training == waiting[0].norm1.training):
+            x_NCHW, waiting = chain.chained(waiting, x_NCHW), []
+        if link:
+            waiting.append(link)  # which leaves the shape of x as it is
+        else:
+            x_NCHW = block(x_NCHW)
+    return chain.chained(waiting, x_NCHW)
+
+
 class ResNet(nn.Module):
     """`depth` = 6n+2 layers; stages of 16, 32 and 64 channels times `width`; logits (N, classes).
 
@@ -72,5 +88,5 @@ class ResNet(nn.Module):
         self.output = nn.Linear(inputs, classes)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
-        x_NCHW = chain.through(self.blocks, rectified(self.norm, self.relu, self.conv(images_NCHW)))
+        x_NCHW = through(self.blocks, rectified(self.norm, self.relu, self.conv(images_NCHW)))
         return self.output(self.head_norm(F.avg_pool2d(x_NCHW, x_NCHW.shape[-1]).flatten(1)))

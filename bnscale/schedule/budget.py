@@ -29,6 +29,7 @@ from bnscale.engine.local import LocalEngine
 from bnscale.engine.machine import release_gpu, release_memory
 from bnscale.engine.objective import Objective
 from bnscale.networks import build, trained
+from bnscale.networks.native import imagined
 from bnscale.networks.norm import fuse
 from bnscale.probes import TABLES, Cadence, Probe, demand
 from bnscale.score import batch_of
@@ -135,7 +136,8 @@ def _counted(trial: Trial | None) -> Work:
             if loss.requires_grad:
                 loss.backward()
         fuse(network)
-        fused, _ = _saved(objective, images_NCHW, targets)
+        with imagined():
+            fused, _ = _saved(objective, images_NCHW, targets)
         return Work(
             flops=forward.get_total_flops() + backward.get_total_flops(),
             forward=forward.get_total_flops(),
@@ -291,7 +293,8 @@ def forecast(
     passes = sum(asked.evaluations * times for asked, times in readings)
     # Every worker of a gang computes the whole batch for itself where a probe takes gradients or looks along them.
     alone = sum(asked.steps(trial) * times for asked, times in readings)
-    saved = counted.saved if gpu else counted.fused
+    # A gang's norms wait for others, and probes that take gradients take them operation by operation.
+    saved = counted.fused if not gpu and workers == 1 and not alone else counted.saved
     weights, training, evaluated = _memory(trial, counted, saved, 1 if alone else workers, members)
     host = round(_process() + _data(trial))
     # A step that was recorded keeps its memory while something is read.
