@@ -82,11 +82,12 @@ class Unlucky(NamedTuple):
 
 @pytest.fixture(scope="module")
 def unlucky(two: Ground, tmp_path_factory: pytest.TempPathFactory) -> Unlucky:
-    """A study of three trials. A third node's Ray is turned away meanwhile, for a token of its own; and of the two that
+    """A study of six trials. A third node's Ray is turned away meanwhile, for a token of its own; and of the two that
     are there one sees another store, as if it had joined when all had been asked."""
     words = [Path(sys.executable).with_name("ray"), "start", f"--address={two.address}", "--disable-usage-stats"]
     environment = two.environment | {"RAY_AUTH_TOKEN": "f" * 64}
-    file = study_file(tmp_path_factory.mktemp("study"), seeds="range(3)")
+    # Of some seconds each: one node alone must not be through with them while a worker starts on the other.
+    file = study_file(tmp_path_factory.mktemp("study"), seeds="range(6)", changes='{"steps": 400}')
     store = (two.apart or two.shared) / "late"
     with (
         subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as never,
@@ -142,8 +143,8 @@ def test_25_a_trial_goes_elsewhere_from_a_node_that_joined_later_and_sees_anothe
 ) -> None:
     assert "its node does not see the store; " in unlucky.told.out
     assert "shows nothing of the driver that writes there; mount the same folder on every node" in unlucky.told.out
-    assert "3 done, 0 running, 0 failed" in unlucky.told.out
-    assert len(storage(apart / "late").list("manifests")) == 3
+    assert "6 done, 0 running, 0 failed" in unlucky.told.out
+    assert len(storage(apart / "late").list("manifests")) == 6
 
 
 def test_25_where_nothing_is_seen_of_the_driver_nothing_is_made(tmp_path: Path) -> None:
@@ -471,4 +472,4 @@ def test_46_a_set_up_that_fails_ends_with_the_last_lines_of_what_failed(tmp_path
 def test_46_a_study_goes_on_without_the_node_that_never_came(unlucky: Unlucky) -> None:
     assert unlucky.never != 0
     assert (unlucky.told.code, unlucky.told.err) == (0, "")
-    assert "3 done, 0 running, 0 failed" in unlucky.told.out
+    assert "6 done, 0 running, 0 failed" in unlucky.told.out
