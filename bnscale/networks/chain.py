@@ -256,23 +256,23 @@ def _laid_out(weight_OIhw: Tensor, images_NCHW: Tensor, *, backward: bool = Fals
     """
     together = 1 if images_NCHW.shape[3] % 16 == 0 or weight_OIhw.shape[0] % (2 * LANES) else 2
     key = (images_NCHW.dtype, together, backward)
-    given = weight_OIhw.detach()
-    if backward:
-        given = given.flip(2, 3).transpose(0, 1)
     if isinstance(weight_OIhw, FakeTensor) or weight_OIhw.is_inference():
-        return _lay_out(given, images_NCHW.dtype, together)
+        return _lay_out(weight_OIhw, *key)
     state = weight_OIhw._version, weight_OIhw.data_ptr()
     before, known = _laid.get(weight_OIhw, (None, {}))
     if before != state:
         known = {}
         _laid[weight_OIhw] = state, known
     if key not in known:
-        known[key] = _lay_out(given, images_NCHW.dtype, together)
+        known[key] = _lay_out(weight_OIhw, *key)
     found: Tensor = known[key]
     return found
 
 
-def _lay_out(weight_OIhw: Tensor, dtype: torch.dtype, together: int) -> Tensor:
+@torch.no_grad()
+def _lay_out(weight_OIhw: Tensor, dtype: torch.dtype, together: int, backward: bool) -> Tensor:
+    if backward:
+        weight_OIhw = weight_OIhw.flip(2, 3).transpose(0, 1)
     outputs, inputs = weight_OIhw.shape[:2]
     blocks = outputs // LANES // together
     each = weight_OIhw.to(dtype).permute(2, 1, 3, 0)

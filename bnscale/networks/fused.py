@@ -122,6 +122,7 @@ class _Rectified(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient_NCHW: Tensor) -> tuple[Tensor | None, ...]:
         images_NCHW, wide, beta_GC, *rest = ctx.saved_tensors
+        images_NCHW = images_NCHW.contiguous(memory_format=_layout(images_NCHW))  # hooks may lay it anew
         signs = rest[0] if rest else None
         groups, count, channels = ctx.sizes
         gradient_NCHW = gradient_NCHW.to(images_NCHW.dtype).contiguous(memory_format=_layout(images_NCHW))
